@@ -1,0 +1,1 @@
+"""YAML configs, and the one function that loads them."""

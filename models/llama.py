@@ -1,0 +1,63 @@
+"""The Llama model: embedding, layers, norm and head. It holds no policy: plans say what runs.
+
+Letters: B rows, S positions, D width, V vocabulary.
+"""
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from models.config import LlamaConfig
+from models.execute import Call, plain_call, run_plan
+from models.layer import Layer
+from models.plan import LayerPlan
+from models.tokens import Tokens
+
+
+class Trunk(nn.Module):
+    """Everything below the head; the name `model` of it gives parameters their upstream names."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleDict(
+            {str(layer): Layer(config, layer) for layer in range(config.num_hidden_layers)}
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """A Llama whose forward pass executes a plan; parameter names are those of transformers."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def layers(self) -> nn.ModuleDict:
+        """The layers by global id."""
+        return self.model.layers
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D); with tied embeddings, the embedding's."""
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return weight
+
+    def forward(
+        self, ids: Tensor, tokens: Tokens, plan: LayerPlan, call: Call = plain_call
+    ) -> dict[int, Tensor]:
+        """Run a plan on token ids (B, S) or, to go on from an exit, on hidden states (B, S, D).
+
+        Returns:
+            For each exit of the plan, the residual stream (B, S, D) there; `unembed` makes logits.
+        """
+        h = self.model.embed_tokens(ids) if ids.dim() == 2 else ids
+        return run_plan(plan, self.layers, h, tokens, call)
+
+    def unembed(self, h: Tensor) -> Tensor:
+        """Return logits (..., V) of hidden states (..., D) at any exit: one norm and one head."""
+        return linear(self.model.norm(h), self.head_weight)

@@ -1,0 +1,1 @@
+"""Processes, sharding and checkpoints: the only package that imports torch.distributed."""

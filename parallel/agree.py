@@ -1,0 +1,81 @@
+"""Ranks compare their plans before the first collective that could hang on a difference.
+
+Two ranks that visit different numbers of layers crash (gloo) or hang (NCCL). Two ranks that visit
+different layers, equally many, finish and silently mix gradients of different layers. The step
+needs one small collective anyway, for the global count of valid tokens; the comparison rides on it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from models.plan import LayerPlan
+
+Described = tuple[tuple[int, ...], tuple[tuple[int, int, str], ...], tuple[int, ...]]
+"""A microbatch as ranks compare it: batch shape, visits, exits."""
+
+
+def agree_and_count(
+    step: int, plans: Sequence[LayerPlan], shapes: Sequence[tuple[int, ...]], valid_tokens: int
+) -> int:
+    """Check that all ranks will visit the same layers with as many rows; sum the token counts.
+
+    Args:
+        step: for the message.
+        plans: one for each microbatch of the step, in the order they will run.
+        shapes: the (B, S) of each microbatch.
+        valid_tokens: how many labels of this rank count in the loss.
+
+    Returns:
+        The number of valid tokens over all ranks.
+
+    Raises:
+        RuntimeError: on every rank, naming the ranks, the step and the first layer that differ.
+    """
+    if dist.get_world_size() == 1:
+        return valid_tokens
+    mine = [(shape, plan.signature, plan.exits) for shape, plan in zip(shapes, plans, strict=True)]
+    digest = hashlib.blake2b(repr((step, mine)).encode(), digest_size=8).digest()
+    sent = torch.tensor([int.from_bytes(digest, "big", signed=True), valid_tokens])
+    received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+    dist.all_gather(received, sent)
+    if any(int(other[0]) != int(received[0][0]) for other in received):
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (step, mine))
+        raise RuntimeError(_difference(everyone))
+    return sum(int(other[1]) for other in received)
+
+
+def _difference(everyone: Sequence[tuple[int, list[Described]]]) -> str:
+    """Say in one line where the first rank that differs from rank 0 departs from it."""
+    reference_step, reference = everyone[0]
+    rank, (step, theirs) = next(
+        (rank, other) for rank, other in enumerate(everyone) if other != everyone[0]
+    )
+    remedy = "give every rank the same config, seed and checkpoint"
+    if step != reference_step:
+        return f"rank {rank} is at step {step} but rank 0 at step {reference_step}: {remedy}"
+    index, (a, b) = next(
+        (i, pair) for i, pair in enumerate(zip_longest(reference, theirs)) if pair[0] != pair[1]
+    )
+    place = f"step {step}, microbatch {index} of the rank: rank {rank} and rank 0 disagree"
+    if a is None or b is None:
+        return f"{place}: one of them has no such microbatch; {remedy}"
+    if a[0] != b[0]:
+        return f"{place}: batch shape {b[0]} against {a[0]}; {remedy}"
+    if a[2] != b[2]:
+        return f"{place}: exits {b[2]} against {a[2]}; {remedy}"
+    ours, other = next(pair for pair in zip_longest(a[1], b[1]) if pair[0] != pair[1])
+    layer = min(visit[0] for visit in (ours, other) if visit is not None)
+    return (
+        f"{place} at layer {layer}: rank {rank} goes on with {_name(other)}, "
+        f"rank 0 with {_name(ours)}; {remedy}"
+    )
+
+
+def _name(visit: tuple[int, int, str] | None) -> str:
+    return "no further visit" if visit is None else f"a visit to layer {visit[0]} ({visit[2]})"

@@ -1,0 +1,63 @@
+"""The processes of a run: who am I, how many are we, on which device."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One process's place among all of them."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+
+def start(*, device: Literal["auto", "cpu"] = "auto", timeout_seconds: float = 600.0) -> World:
+    """Join the process group that torchrun's environment describes; without torchrun, be alone.
+
+    CPU tensors travel over gloo, also beside an accelerator, whose tensors use its own backend.
+
+    Raises:
+        RuntimeError: if a peer does not answer within the timeout.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = _device(device, local_rank)
+    backend = "gloo"
+    if place.type != "cpu":
+        torch.accelerator.set_device_index(place)
+        backend = f"cpu:gloo,{place.type}:{dist.get_default_backend_for_device(place)}"
+    if not dist.is_initialized():
+        timeout = timedelta(seconds=timeout_seconds)
+        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(
+                backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
+            )
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    accelerator = None if wanted == "cpu" else torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, local_rank)
+
+
+def stop() -> None:
+    """Wait for all ranks, then leave the group: else a finished run may be called failed."""
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,10 @@
+"""One thread and fixed seeds for every test."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
