@@ -8,49 +8,94 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import textwrap
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Text:
+    """The right side of an override, not yet read as the type of its field."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Setting:
+    """One value for one key, and who said so."""
+
+    key: str
+    hint: Any
+    value: Any
+    origin: str
+
+
 def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """Return the config: the defaults of `cls`, changed by a YAML file, changed by overrides.
 
+    Nothing is interpolated: `${x}` means itself. Text fields take an override word for word, so
+    that a prompt may hold colons, brackets and quotes.
+
     Args:
-        cls: a frozen dataclass; its sections are dataclasses too.
+        cls: a frozen dataclass; its fields are scalars, Literals, lists or tuples of scalars, or
+            dataclasses, each of them optional or not.
         path: a YAML file.
         overrides: `dotted.key=value`, as on the command line.
 
     Raises:
         ValueError: one line naming the key or file at fault, the value, and the remedy.
     """
-    merged = OmegaConf.create({})
-    if path is not None:
-        merged = _merge(cls, merged, _read(Path(path)), str(path))
+    content = {} if path is None else _read(Path(path))
+    return _build(cls, content, str(path or cls.__name__), overrides)
+
+
+def load_section(
+    cls: type[T], path: str | Path, section: str, overrides: Sequence[str] = ()
+) -> T:
+    """Return one section of a YAML file, or of a file that is that section alone; see `load`.
+
+    Args:
+        cls: the section's dataclass.
+        path: a YAML file; what it says of other sections is not looked at.
+        section: its key; overrides begin with it, `section.key=value`.
+    """
+    content = _read(Path(path))
+    root = dataclasses.make_dataclass("Root", [(section, cls)])
+    config = _build(root, {section: content.get(section, content)}, str(path), overrides)
+    return cast(T, getattr(config, section))
+
+
+def _build(cls: type[T], content: Mapping[Any, Any], origin: str, overrides: Sequence[str]) -> T:
+    settings = list(_settings(cls, content, origin))
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"{override!r} is not an override: write key=value, without spaces")
-        try:
-            one = OmegaConf.from_dotlist([override])
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(f"{override!r}: {_first_line(error)}") from None
-        merged = _merge(cls, merged, one, override)
+        settings += _settings(cls, _nested(override), textwrap.shorten(override, 80))
+    config = OmegaConf.structured(cls)
+    for setting in settings:
+        config = _set(config, setting)
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), merged)))
+        return cast(T, OmegaConf.to_object(config))
+    except MissingMandatoryValue as error:
+        raise ValueError(
+            f"{origin}: required key {error.full_key} is missing; set it in the "
+            f"file or add {error.full_key}=VALUE to the command"
+        ) from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path or cls.__name__}: {_first_line(error)}") from None
+        raise ValueError(f"{origin}: {str(error).splitlines()[0]}") from None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(
             path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.4
@@ -58,54 +103,98 @@ def _read(path: Path) -> Any:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"no config file {path}{hint}")
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not OmegaConf.is_dict(content):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, not a list")
     return content
 
 
-def _merge(cls: type, merged: Any, addition: Any, origin: str) -> Any:
-    """Add one source, checking it alone against the schema so that the blame is exact."""
-    _refuse_unknown(cls, OmegaConf.to_container(addition), origin)
+def _nested(override: str) -> dict[str, Any]:
+    """Return `a.b=text` as {a: {b: text}}."""
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ValueError(f"{override!r} is not an override: write key=value, without spaces")
+    nested: Any = _Text(text)
+    for name in reversed(names):
+        nested = {name: nested}
+    return cast(dict[str, Any], nested)
+
+
+def _settings(
+    cls: type, values: Mapping[Any, Any], origin: str, prefix: str = ""
+) -> Iterator[_Setting]:
+    """Yield each value with its dotted key and type; refuse the first key that does not exist."""
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), list(hints), n=1)
+            remedy = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise ValueError(f"{origin}: unknown key {prefix}{name}; {remedy}")
+        hint, key = hints[name], f"{prefix}{name}"
+        if isinstance(value, _Text):
+            value = _parse(value.text, hint, origin)
+        section = _section(hint)
+        if section is not None and isinstance(value, dict) and value:
+            yield from _settings(section, value, origin, f"{key}.")
+        else:
+            yield _Setting(key, hint, value, origin)
+
+
+def _parse(text: str, hint: Any, origin: str) -> Any:
+    """Read the text of an override: as it stands for a field that holds text, else as YAML."""
+    if _holds_text(hint):
+        return None if type(None) in _choices(hint) and text == "null" else text
     try:
-        OmegaConf.merge(OmegaConf.structured(cls), merged, addition)
-    except ConfigKeyError as error:
-        raise ValueError(f"{origin}: {_first_line(error)}") from None
-    except OmegaConfBaseException as error:
-        key = error.full_key or ""
-        raise ValueError(f"{origin}: {key}: {_first_line(error)}") from None
-    return OmegaConf.merge(merged, addition)
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{origin}: {' '.join(str(error).split())}") from None
+    return cast(dict[str, Any], parsed)["value"]
 
 
-def _refuse_unknown(cls: type, values: Any, origin: str, prefix: str = "") -> None:
-    """Name the first key that the dataclass does not have, and the nearest one it has."""
-    if not isinstance(values, dict):
-        return
-    sections = _sections(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
-            raise ValueError(f"{origin}: unknown key {prefix}{key}; {hint}")
-        if key in sections:
-            _refuse_unknown(sections[key], value, origin, f"{prefix}{key}.")
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, else the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _sections(cls: type) -> dict[str, type]:
-    """Return the fields whose type is a dataclass, optional or not."""
-    found = {}
-    for name, hint in get_type_hints(cls).items():
-        for candidate in (hint, *get_args(hint)):
-            if dataclasses.is_dataclass(candidate):
-                found[name] = cast(type, candidate)
-    return found
+def _holds_text(hint: Any) -> bool:
+    words = [word for choice in _choices(hint) for word in get_args(choice)]
+    return str in _choices(hint) or any(isinstance(word, str) for word in words)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _section(hint: Any) -> type | None:
+    """Return the dataclass that a field holds, be it optional or not; None for a plain value."""
+    found = (choice for choice in _choices(hint) if dataclasses.is_dataclass(choice))
+    return cast(type | None, next(found, None))
+
+
+def _set(config: Any, setting: _Setting) -> Any:
+    """Return the config with one value changed; the schema converts and checks it."""
+    value, nested = setting.value, _literal(setting.value)
+    for name in reversed(setting.key.split(".")):
+        nested = {name: nested}
+    try:
+        if isinstance(value, str) and "${" in value and not _holds_text(setting.hint):
+            raise TypeError  # omegaconf would let it pass
+        return OmegaConf.merge(config, nested)
+    except (OmegaConfBaseException, TypeError):
+        wanted = _type_name(setting.hint)
+        whole = isinstance(value, float) and value.is_integer() and int in _choices(setting.hint)
+        remedy = f"; write {int(value)}" if whole else ""
+        raise ValueError(
+            f"{setting.origin}: {setting.key} must be {wanted}, got {value!r}{remedy}"
+        ) from None
+
+
+def _literal(value: Any) -> Any:
+    """Escape what omegaconf would take for an interpolation."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return value
 
 
 def to_yaml(config: Any) -> str:
@@ -116,16 +205,15 @@ def to_yaml(config: Any) -> str:
 def help_text(cls: type, prefix: str = "") -> str:
     """Return one entry for each key of a config dataclass, written from its docstrings."""
     lines = []
-    docs, sections = _field_docs(cls), _sections(cls)
-    hints = get_type_hints(cls)
+    docs, hints = _field_docs(cls), get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, doc = f"{prefix}{field.name}", docs.get(field.name, "")
-        default = _default(field)
-        if field.name in sections:
-            section_doc = inspect.getdoc(sections[field.name]) or ""
+        default, section = _default(field), _section(hints[field.name])
+        if section is not None:
+            section_doc = inspect.getdoc(section) or ""
             note = " (absent by default)" if default == "absent" else ""
             lines.append(f"\n{name}.*{note}\n" + _indent(doc or section_doc.splitlines()[0]))
-            lines.append(help_text(sections[field.name], f"{name}."))
+            lines.append(help_text(section, f"{name}."))
         else:
             lines.append(f"{name}: {_type_name(hints[field.name])} = {default}\n" + _indent(doc))
     return "\n".join(lines)
@@ -148,8 +236,10 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(str(choice) for choice in get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " | ".join(_type_name(a) for a in get_args(hint) if a is not type(None))
+    if len(_choices(hint)) > 1:
+        return " | ".join(_type_name(a) for a in _choices(hint) if a is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return f"a section ({', '.join(field.name for field in dataclasses.fields(hint))})"
     return getattr(hint, "__name__", str(hint)) if get_origin(hint) is None else str(hint)
 
 

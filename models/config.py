@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
     """Llama 3 rotary scaling (arXiv 2407.21783): long wavelengths are stretched, short ones kept."""
@@ -22,6 +23,11 @@ class RopeScaling:
             raise ValueError(
                 "model.rope_scaling.low_freq_factor must be positive and below high_freq_factor, "
                 f"got {self.low_freq_factor} and {self.high_freq_factor}"
+            )
+        if self.original_max_position_embeddings < 1:
+            raise ValueError(
+                "model.rope_scaling.original_max_position_embeddings must be at least 1, got "
+                f"{self.original_max_position_embeddings}"
             )
 
 
@@ -67,15 +73,21 @@ class LlamaConfig:
             "intermediate_size",
             "num_hidden_layers",
             "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
             "max_position_embeddings",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {value}")
+        for name in ("rope_theta", "rms_norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name} must be positive, got {getattr(self, name)}")
+        # transformers refuses this even when head_dim is given, so no export could be loaded.
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"model.hidden_size {self.hidden_size} does not divide into "
-                f"model.num_attention_heads {self.num_attention_heads}: change one or set "
-                "model.head_dim"
+                f"model.hidden_size {self.hidden_size} must be a multiple of "
+                f"model.num_attention_heads {self.num_attention_heads}"
             )
         if self.num_attention_heads % self.kv_heads:
             raise ValueError(
@@ -83,7 +95,9 @@ class LlamaConfig:
                 f"model.num_key_value_heads {self.kv_heads}"
             )
         if self.head_width % 2:
-            raise ValueError(f"model.head_dim must be even for rotary angles, got {self.head_dim}")
+            raise ValueError(
+                f"model.head_dim must be even for rotary angles, got {self.head_width}"
+            )
 
     @property
     def kv_heads(self) -> int:

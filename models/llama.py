@@ -41,11 +41,10 @@ class Llama(nn.Module):
         """The layers by global id."""
         return self.model.layers
 
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D); with tied embeddings, the embedding's."""
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return weight
+    def head_parameters(self) -> list[Tensor]:
+        """Return what `unembed` uses: the final norm's weight (D,) and the head's matrix (V, D)."""
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return [self.model.norm.weight, head.weight]
 
     def forward(
         self, ids: Tensor, tokens: Tokens, plan: LayerPlan, call: Call = plain_call
@@ -60,4 +59,4 @@ class Llama(nn.Module):
 
     def unembed(self, h: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., D) at any exit: one norm and one head."""
-        return linear(self.model.norm(h), self.head_weight)
+        return linear(self.model.norm(h), self.head_parameters()[1])

@@ -7,6 +7,7 @@ needs one small collective anyway, for the global count of valid tokens; the com
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -19,35 +20,49 @@ Described = tuple[tuple[int, ...], tuple[tuple[int, int, str], ...], tuple[int, 
 """A microbatch as ranks compare it: batch shape, visits, exits."""
 
 
-def agree_and_count(
-    step: int, plans: Sequence[LayerPlan], shapes: Sequence[tuple[int, ...]], valid_tokens: int
-) -> int:
-    """Check that all ranks will visit the same layers with as many rows; sum the token counts.
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What all ranks know once they agree."""
+
+    valid_tokens: int
+    """Labels that count in the loss of this step, over all ranks."""
+    stop: bool
+    """Whether some rank was asked to stop after this step."""
+
+
+def agree(
+    step: int,
+    plans: Sequence[LayerPlan],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    valid_tokens: int,
+    stop: bool = False,
+) -> Agreed:
+    """Check that all ranks will visit the same layers with as many rows; share two numbers.
 
     Args:
         step: for the message.
         plans: one for each microbatch of the step, in the order they will run.
         shapes: the (B, S) of each microbatch.
         valid_tokens: how many labels of this rank count in the loss.
-
-    Returns:
-        The number of valid tokens over all ranks.
+        stop: whether this rank was asked to stop.
 
     Raises:
         RuntimeError: on every rank, naming the ranks, the step and the first layer that differ.
     """
     if dist.get_world_size() == 1:
-        return valid_tokens
+        return Agreed(valid_tokens, stop)
     mine = [(shape, plan.signature, plan.exits) for shape, plan in zip(shapes, plans, strict=True)]
     digest = hashlib.blake2b(repr((step, mine)).encode(), digest_size=8).digest()
-    sent = torch.tensor([int.from_bytes(digest, "big", signed=True), valid_tokens])
+    sent = torch.tensor([int.from_bytes(digest, "big", signed=True), valid_tokens, int(stop)])
     received = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
     dist.all_gather(received, sent)
     if any(int(other[0]) != int(received[0][0]) for other in received):
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (step, mine))
         raise RuntimeError(_difference(everyone))
-    return sum(int(other[1]) for other in received)
+    tokens, stops = (sum(int(other[i]) for other in received) for i in (1, 2))
+    return Agreed(tokens, stops > 0)
 
 
 def _difference(everyone: Sequence[tuple[int, list[Described]]]) -> str:

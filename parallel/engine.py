@@ -10,7 +10,7 @@ from models.llama import Llama
 from models.plan import LayerPlan
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
-from parallel.fsdp import FsdpEngine
+from parallel.fsdp import Fill, FsdpEngine
 from parallel.world import World
 
 
@@ -52,7 +52,16 @@ def build_engine(
     model: Llama,
     config: ParallelConfig,
     world: World,
+    fill: Fill,
     make_optimizer: Callable[[nn.Module], Optimizer],
 ) -> Engine:
-    """Return the engine that the config names, holding the model; the optimizer sees its shards."""
-    return FsdpEngine(model, config, world, make_optimizer)
+    """Return the engine that the config names.
+
+    Args:
+        model: on the meta device: it is sharded before it takes any memory.
+        config: of the sharding.
+        world: this rank's place.
+        fill: gives the shards their values, by calling what it is given on whole tensors.
+        make_optimizer: makes the optimizer over the shards.
+    """
+    return FsdpEngine(model, config, world, fill, make_optimizer)

@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from models.execute import Call, plain_call
+from models.init import Assign
 from models.llama import Llama
 from models.plan import LayerPlan, Parts
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
 from parallel.world import World
+
+Fill = Callable[[Llama, Assign], None]
+"""Gives a sharded model its values: calls the second on each parameter with its whole tensor."""
 
 
 def make_mesh(config: ParallelConfig, world: World) -> DeviceMesh:
@@ -73,6 +78,17 @@ def shard(model: Llama, config: ParallelConfig, mesh: DeviceMesh) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
+@torch.no_grad()
+def copy_shard(parameter: nn.Parameter, tensor: Tensor) -> None:
+    """Copy this rank's part of a whole tensor into a sharded parameter, without communication."""
+    assert isinstance(parameter, DTensor), "only shards are filled here"
+    size, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    part = tensor[tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))]
+    parameter.to_local().copy_(part)
+
+
 class FsdpEngine:
     """A Llama under FSDP2 with its optimizer; see `parallel.engine.Engine`."""
 
@@ -81,11 +97,13 @@ class FsdpEngine:
         model: Llama,
         config: ParallelConfig,
         world: World,
+        fill: Fill,
         make_optimizer: Callable[[nn.Module], Optimizer],
     ) -> None:
         self.mesh = make_mesh(config, world)
         shard(model, config, self.mesh)
-        self.model = model
+        self.model = model.to_empty(device=world.device)
+        fill(self.model, copy_shard)
         self._call: Call = recomputed_call if config.recompute else plain_call
         self._optimizer = make_optimizer(model)
 

@@ -1,5 +1,7 @@
 """Small reductions and exchanges over all ranks; with one process they change nothing."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,23 +19,29 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set on at least one rank; the same answer on all."""
-    value = torch.tensor(int(flag))
-    if dist.get_world_size() > 1:
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+def on_first_rank(job: Callable[[], T]) -> T:
+    """Run a job on rank 0 while the others wait, a day if need be; return its result on all.
 
+    The result travels pickled, within our own process group.
 
-def from_first_rank(value: T) -> T:
-    """Return rank 0's value (anything that pickles; it comes from our own process group)."""
-    box: list[Any] = [value]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    Raises:
+        RuntimeError: on the other ranks, if the job failed on rank 0 (where its own error rises).
+    """
+    if dist.get_world_size() == 1:
+        return job()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    box: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            box[0] = job()
+        except Exception as error:
+            failure, box[1] = error, str(error)
+    dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
+    dist.destroy_process_group(patient)
+    if failure is not None:
+        raise failure
+    if box[1] is not None:
+        raise RuntimeError(f"stopped because rank 0 failed: {box[1]}")
     result: T = box[0]
     return result
-
-
-def wait_for_all() -> None:
-    """Return when every rank has come here."""
-    dist.barrier()

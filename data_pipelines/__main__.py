@@ -1,0 +1,42 @@
+"""Prepare data ahead of training: `python -m data_pipelines CONFIG [data.key=value ...]`."""
+
+import sys
+import time
+
+from configs.command import run_command
+from configs.load import help_text, load_section
+from data_pipelines.config import DataConfig
+from data_pipelines.prepare import TOKENIZER_FOLDER, prepare, read_prepared
+
+USAGE = """usage: python -m data_pipelines CONFIG [data.key=value ...]
+
+Prepares what the `data` section of CONFIG describes (a trainer's config, or that section alone),
+unless it is prepared already, and says where it is. Keys:
+
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line.
+
+    Raises:
+        ValueError: one line naming the key or the file at fault, and the remedy.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE + help_text(DataConfig, "data."))
+        return
+    if not arguments:
+        sys.exit(USAGE.splitlines()[0])
+    started = time.monotonic()
+    folder = prepare(load_section(DataConfig, arguments[0], "data", arguments[1:]))
+    prepared = read_prepared(folder)
+    print(f"{'split':<8}{'documents':>12}{'tokens':>16}{'sequences':>12}")
+    for name, size in (("train", prepared.train), ("valid", prepared.valid)):
+        print(f"{name:<8}{size.documents:>12,}{size.tokens:>16,}{size.sequences:>12,}")
+    print(f"{prepared.seq_len} positions a sequence, vocabulary of {prepared.vocab_size}")
+    print(f"tokenizer: {folder / TOKENIZER_FOLDER}")
+    print(f"data:      {folder} ({time.monotonic() - started:.1f} s)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""A few training steps with everything on: by our engine, and by a plain loop to compare with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from data_pipelines.loader import Batch
+from models.config import LlamaConfig
+from models.init import init_weights
+from models.llama import Llama
+from models.plan import LayerPlan
+from models.tokens import make_tokens
+from parallel.config import ParallelConfig
+from parallel.engine import Engine, build_engine
+from parallel.world import World, start
+from tests.tiny import tiny_config
+from trainer.exit_weights import exit_weights
+from trainer.layer_dropout import plan_step
+from trainer.optim import OptimConfig, build_adamw
+from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig
+from trainer.step import train_step
+
+STEPS, MICROBATCHES, ROWS, LENGTH = 5, 4, 4, 12
+OPTIM = OptimConfig(lr=1e-2, clip_norm=0.5, weight_decay=0.1)
+DROPOUT = LayerDropoutConfig(max_prob=0.8)
+EXITS = ExitLossConfig(e_scale=0.5, curriculum="rotational", rotation=2)
+
+
+def model_config(**changes: object) -> LlamaConfig:
+    return tiny_config(num_hidden_layers=5, **changes)
+
+
+def microbatch(step: int, index: int, vocab: int = 96) -> Batch:
+    generator = torch.Generator().manual_seed(1000 * step + index)
+    ids = torch.randint(0, vocab, (ROWS, LENGTH), generator=generator)
+    labels = torch.randint(0, vocab, (ROWS, LENGTH), generator=generator)
+    labels[0, : 1 + index] = -100  # microbatches have different numbers of valid tokens
+    return Batch(ids, labels, torch.arange(LENGTH)[None], None)
+
+
+def plan_and_weights(step: int, index: int, num_layers: int) -> tuple[LayerPlan, dict[int, float]]:
+    weights = exit_weights(EXITS, num_layers, step, STEPS)
+    plan = plan_step(
+        DROPOUT,
+        num_layers=num_layers,
+        step=step,
+        total_steps=STEPS,
+        seed=7,
+        microbatch=index,
+        rows=ROWS,
+        exits=tuple(weights),
+    )
+    return plan, weights
+
+
+def make_engine(
+    config: LlamaConfig, parallel: ParallelConfig, world: World, dtype: torch.dtype = torch.float64
+) -> Engine:
+    with torch.device("meta"):
+        model = Llama(config).to(dtype)
+    return build_engine(
+        model,
+        parallel,
+        world,
+        fill=lambda m, assign: init_weights(m, config, seed=3, assign=assign),
+        make_optimizer=lambda m: build_adamw(m, OPTIM),
+    )
+
+
+def engine_steps(
+    engine: Engine, world: World, steps: Sequence[int] = range(STEPS), chunk: int = 10_000
+) -> list[float]:
+    """Train; return the losses."""
+    losses = []
+    for step in steps:
+        mine = range(world.rank, MICROBATCHES, world.size)
+        drawn = [plan_and_weights(step, g, engine.model.config.num_hidden_layers) for g in mine]
+        result = train_step(
+            engine,
+            [microbatch(step, g) for g in mine],
+            [plan for plan, _ in drawn],
+            drawn[0][1],
+            step=step,
+            learning_rate=OPTIM.lr,
+            clip_norm=OPTIM.clip_norm,
+            chunk_tokens=chunk,
+            device=world.device,
+        )
+        losses.append(result.loss)
+    return losses
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def trained_by_engine(
+    parallel: ParallelConfig, tied: bool = False, chunk: int = 10_000
+) -> dict[str, Tensor]:
+    """On this rank: train, return whole parameters and moments, and the losses."""
+    world = start(device="cpu")
+    engine = make_engine(model_config(tie_word_embeddings=tied), parallel, world)
+    losses = engine_steps(engine, world, chunk=chunk)
+    state = {**engine.weights(), **engine.optimizer_state()}
+    return {name: whole(t).clone() for name, t in state.items()} | {"losses": torch.tensor(losses)}
+
+
+def trained_plainly(tied: bool = False) -> dict[str, Tensor]:
+    """One process, one loop, nothing of the engine: autograd over the whole weighted loss."""
+    config = model_config(tie_word_embeddings=tied)
+    model = Llama(config).double()
+    init_weights(model, config, seed=3)
+    optimizer = build_adamw(model, OPTIM)
+    tokens = make_tokens(config, torch.arange(LENGTH)[None])
+    losses = []
+    for step in range(STEPS):
+        batches = [microbatch(step, g) for g in range(MICROBATCHES)]
+        count = sum(int((b.labels != -100).sum()) for b in batches)
+        loss = torch.zeros((), dtype=torch.float64)
+        for g, batch in enumerate(batches):
+            plan, weights = plan_and_weights(step, g, config.num_hidden_layers)
+            for e, h in model(batch.ids, tokens, plan).items():
+                logits = model.unembed(h).flatten(0, 1)
+                summed = cross_entropy(logits, batch.labels.flatten(), reduction="sum")
+                loss = loss + weights[e] * summed / count
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        for parameter in model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm or 0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        state |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
+    return state | {"losses": torch.tensor(losses)}

@@ -1,0 +1,44 @@
+"""`python -m trainer CONFIG [key=value ...]`, alone or under torchrun."""
+
+import sys
+
+from configs.command import run_command
+from configs.load import help_text, load
+from parallel.world import start, stop
+from trainer.build import build_run
+from trainer.check import check_report
+from trainer.config import PretrainConfig
+from trainer.loop import train
+
+USAGE = """usage: torchrun --nproc-per-node N -m trainer CONFIG [key=value ...]
+       python -m trainer CONFIG [key=value ...]           on one process
+       python -m trainer CONFIG --check [key=value ...]   say what it would do, and exit
+
+Train a Llama with layer dropout and early-exit loss. CONFIG is a YAML file such as
+configs/pretrain/quickstart.yaml; any of these keys may be changed on the command line:
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Train what the command line describes."""
+    flags = [a for a in arguments if a.startswith("-")]
+    if {"-h", "--help"} & set(flags):
+        sys.stdout.write(f"{USAGE}\n{help_text(PretrainConfig)}\n")
+        return
+    unknown = [flag for flag in flags if flag != "--check"]
+    positional = [a for a in arguments if not a.startswith("-")]
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]}; there are --check and --help")
+    if not positional or "=" in positional[0]:
+        raise ValueError("no CONFIG: name a YAML file first, such as configs/pretrain/debug.yaml")
+    config = load(PretrainConfig, positional[0], positional[1:])
+    if "--check" in flags:
+        sys.stdout.write(check_report(config))
+        return
+    world = start(device=config.parallel.device, timeout_seconds=config.parallel.timeout_seconds)
+    train(build_run(config, world))
+    stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

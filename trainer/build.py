@@ -1,0 +1,149 @@
+"""From a config to the parts of a run: pure wiring, no policy."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.loader import Loader, open_split
+from data_pipelines.prepare import prepare
+from models.config import LlamaConfig
+from models.hf import load_weights, read_config
+from models.hf_config import config_to_hf
+from models.init import Assign, init_weights
+from models.llama import Llama
+from parallel.checkpoint import MODEL, OPTIMIZER, Checkpointer, latest, read_state, read_tensors
+from parallel.engine import Engine, build_engine
+from parallel.reduce import on_first_rank
+from parallel.world import World
+from trainer.config import PretrainConfig
+from trainer.optim import build_adamw
+from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, describe_run
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything the loop works with."""
+
+    config: PretrainConfig
+    model_config: LlamaConfig
+    world: World
+    engine: Engine
+    train: Loader
+    valid: Loader
+    data_folder: Path
+    checkpointer: Checkpointer
+    first_step: int
+    """Optimiser steps that are done already."""
+    tokens_seen: int
+
+
+def model_config(config: PretrainConfig) -> LlamaConfig:
+    """Return the shape of the model to train, read from `init_from` if there is one.
+
+    Raises:
+        ValueError: if the other sections do not fit it.
+    """
+    shape = config.model or read_config(str(config.init_from))
+    config.check_model(shape)
+    return shape
+
+
+def build_run(config: PretrainConfig, world: World) -> Run:
+    """Prepare data, build and shard the model, and go on from the newest checkpoint if any.
+
+    Raises:
+        ValueError: if config, data and checkpoint do not fit together.
+        RuntimeError: if a checkpoint is not complete.
+    """
+    shape = model_config(config)
+    config.batch.check_ranks(world.size)
+    newest = latest(checkpoints_folder(config))
+    if newest is not None:
+        if config.resume == "never":
+            raise ValueError(
+                f"run_folder {config.run_folder} has checkpoints and resume is never: choose "
+                "another run_folder, or resume=auto to go on"
+            )
+        check_resumable(config)
+    data_folder = on_first_rank(lambda: prepare(config.data))
+    _check_vocabulary(data_folder, shape)
+    with torch.device("meta"):
+        model = Llama(shape)
+    engine = build_engine(
+        model,
+        config.parallel,
+        world,
+        fill=lambda sharded, assign: _fill(sharded, assign, config),
+        make_optimizer=lambda sharded: build_adamw(sharded, config.optim),
+    )
+    state = {"step": 0, "tokens_seen": 0}
+    if newest is not None:
+        state = read_state(newest)
+        read_tensors(newest, MODEL, engine.weights())
+        read_tensors(newest, OPTIMIZER, engine.optimizer_state())
+    elif world.is_first:
+        describe_run(config)
+    return Run(
+        config=config,
+        model_config=shape,
+        world=world,
+        engine=engine,
+        train=_loader(config, data_folder, "train"),
+        valid=_loader(config, data_folder, "valid"),
+        data_folder=data_folder,
+        checkpointer=Checkpointer(
+            checkpoints_folder(config),
+            keep_last=config.checkpoint.keep_last,
+            asynchronous=config.checkpoint.asynchronous,
+        ),
+        first_step=state["step"],
+        tokens_seen=state["tokens_seen"],
+    )
+
+
+def _check_vocabulary(data_folder: Path, shape: LlamaConfig) -> None:
+    size = json.loads((data_folder / "prepared.json").read_text())["vocab_size"]
+    if size > shape.vocab_size:
+        raise ValueError(
+            f"model.vocab_size {shape.vocab_size} is smaller than the tokenizer's {size}: raise it "
+            "or take the model's own tokenizer with data.tokenizer.path"
+        )
+
+
+def _fill(model: Llama, assign: Assign, config: PretrainConfig) -> None:
+    """Give a model its first weights, the same whatever the number of ranks."""
+    if config.init_from is None:
+        init_weights(model, model.config, seed=config.seed, assign=assign)
+    else:
+        load_weights(model, config.init_from, assign=assign)
+
+
+def _loader(config: PretrainConfig, data_folder: Path, split: str) -> Loader:
+    return Loader(
+        open_split(data_folder, split),
+        seed=config.seed,
+        micro_batch_size=config.batch.micro_size,
+        num_microbatches=config.batch.num_microbatches,
+        documents=not config.data.cross_document_attention,
+    )
+
+
+def save(run: Run, step: int, tokens_seen: int) -> None:
+    """Save a checkpoint after `step` steps: weights, optimizer, position, config, tokenizer."""
+
+    def write_extras(folder: Path) -> None:
+        shutil.copy(Path(run.config.run_folder) / CONFIG, folder / CONFIG)
+        shutil.copytree(run.data_folder / "tokenizer", folder / "tokenizer")
+        described = json.dumps(config_to_hf(run.model_config, dtype="float32"), indent=1)
+        (folder / MODEL / "config.json").write_text(described)
+
+    run.checkpointer.save(
+        step,
+        run.engine.weights(),
+        run.engine.optimizer_state(),
+        {"tokens_seen": tokens_seen, "world_size": run.world.size},
+        write_extras,
+    )

@@ -1,0 +1,150 @@
+"""The root of a training configuration: its sections, and the checks across them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipelines.config import DataConfig
+from models.config import LlamaConfig
+from parallel.config import ParallelConfig
+from trainer.exit_weights import check_exit_loss
+from trainer.optim import OptimConfig
+from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig, ScheduleConfig
+from trainer.schedule import check_schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """How many sequences an optimiser step sees, and in what portions."""
+
+    global_size: int
+    """Sequences per optimiser step, over all ranks. The same number on 1 or 1,000 ranks trains the
+    same model."""
+    micro_size: int
+    """Sequences of one forward pass on one rank; global_size / (micro_size * ranks) of them are
+    accumulated."""
+
+    def __post_init__(self) -> None:
+        if self.micro_size < 1:
+            raise ValueError(f"batch.micro_size must be at least 1, got {self.micro_size}")
+        if self.global_size < 1 or self.global_size % self.micro_size:
+            raise ValueError(
+                f"batch.global_size {self.global_size} must be a multiple of batch.micro_size "
+                f"{self.micro_size}"
+            )
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one optimiser step, over all ranks."""
+        return self.global_size // self.micro_size
+
+    def check_ranks(self, size: int) -> None:
+        """Check that the microbatches divide among `size` ranks.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        if self.num_microbatches % size:
+            raise ValueError(
+                f"batch.global_size {self.global_size} in microbatches of batch.micro_size "
+                f"{self.micro_size} makes {self.num_microbatches}, which {size} ranks cannot "
+                f"share equally: make global_size a multiple of {self.micro_size * size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidateConfig:
+    """Perplexity and agreement of every exit on held-out documents."""
+
+    every: int = 100
+    """Optimiser steps between validations; one more comes at the end."""
+    sequences: int = 256
+    """At most so many sequences of the validation split, always the same ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"validate.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When to save, and how much to keep."""
+
+    every: int = 500
+    """Optimiser steps between checkpoints; one more comes at the end and at SIGTERM or SIGUSR1."""
+    keep_last: int = 2
+    """How many checkpoints to keep."""
+    asynchronous: bool = False
+    """Copy to host memory and write in the background while training goes on."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Train a Llama with the LayerSkip recipe (arXiv 2404.16710)."""
+
+    run_folder: str
+    """Where everything of this run goes; an interrupted run in it is resumed."""
+    steps: int
+    """Optimiser steps T of the whole run; schedules and curricula are functions of step / T."""
+    data: DataConfig
+    """What to train on."""
+    batch: BatchConfig
+    """Sizes of batches."""
+    optim: OptimConfig
+    """AdamW."""
+    schedule: ScheduleConfig
+    """Learning rate over time."""
+    model: LlamaConfig | None = None
+    """Shape of a fresh model; leave out with init_from."""
+    init_from: str | None = None
+    """Folder or hub id of a Hugging Face Llama whose weights to start from."""
+    layer_dropout: LayerDropoutConfig | None = None
+    """Stochastic depth; absent: every layer always runs."""
+    exit_loss: ExitLossConfig | None = None
+    """Early-exit loss; absent: only the last layer has a loss."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Devices, precision and sharding."""
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+    """Held-out evaluation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on from the newest checkpoint in run_folder; never refuses to start if there is
+    one."""
+    seed: int = 0
+    """Fixes weights, data order, dropped layers: everything random."""
+    loss_chunk_tokens: int = 8192
+    """Positions whose logits are in memory at once."""
+    log_every: int = 1
+    """Optimiser steps between lines of metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "loss_chunk_tokens", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_schedule(self.schedule, self.steps)
+        if (self.model is None) == (self.init_from is None):
+            raise ValueError(
+                "give either model (the shape of a fresh model) or init_from (a model to go on "
+                "from), and not both"
+            )
+        if self.model is not None:
+            self.check_model(self.model)
+
+    def check_model(self, model: LlamaConfig) -> None:
+        """Check the sections against the model that will be trained.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self.data.seq_len > model.max_position_embeddings:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is longer than model.max_position_embeddings "
+                f"{model.max_position_embeddings}: lower the one or raise the other"
+            )
+        check_exit_loss(self.exit_loss, model.num_hidden_layers)

@@ -1,0 +1,58 @@
+"""What a run folder says of how the run was made: config, versions, commit, local changes."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from configs.command import ROOT
+from configs.load import load, to_yaml
+from trainer.config import PretrainConfig
+
+CONFIG = "config.yaml"
+FIXED = ("model", "init_from", "data", "batch", "seed")
+"""Sections that a resumed run may not change: its loss curve would break."""
+PACKAGES = ("torch", "transformers", "datasets", "sentencepiece", "omegaconf", "safetensors")
+
+
+def checkpoints_folder(config: PretrainConfig) -> Path:
+    """Return where the run's checkpoints are."""
+    return Path(config.run_folder) / "checkpoints"
+
+
+def check_resumable(config: PretrainConfig) -> None:
+    """Refuse to go on with a run under a config that makes it another run.
+
+    Raises:
+        ValueError: naming the first section that differs.
+    """
+    path = Path(config.run_folder) / CONFIG
+    before = load(PretrainConfig, path)
+    for name in FIXED:
+        if getattr(before, name) != getattr(config, name):
+            raise ValueError(
+                f"{name} differs from {path}, the run to go on with: choose another run_folder, or "
+                f"give the old value back ({getattr(before, name)})"
+            )
+
+
+def describe_run(config: PretrainConfig) -> None:
+    """Write config.yaml, versions.json, commit.txt and diff.patch into the run folder."""
+    folder = Path(config.run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(to_yaml(config))
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions["python"] = platform.python_version()
+    (folder / "versions.json").write_text(json.dumps(versions, indent=1))
+    (folder / "commit.txt").write_text(_git("rev-parse", "HEAD") or "not a git checkout\n")
+    (folder / "diff.patch").write_text(_git("diff", "HEAD"))
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says of the source folder; empty where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,137 @@
+"""One optimiser step: agree, accumulate, check, clip, update.
+
+Letters: B rows, S positions, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_pipelines.loader import Batch
+from models.config import LlamaConfig
+from models.plan import LayerPlan
+from models.tokens import Tokens, make_tokens
+from parallel.agree import agree
+from parallel.engine import Engine
+from parallel.reduce import sum_over_ranks
+from trainer.losses import IGNORED, exit_losses
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    loss: float
+    """The weighted loss that was minimised."""
+    loss_per_exit: dict[int, float]
+    agreement_per_exit: dict[int, float]
+    """Share of positions where an exit's most likely token is the last layer's; may be empty."""
+    grad_norm: float
+    """Global norm before clipping."""
+    valid_tokens: int
+    stop: bool
+    """Whether some rank was asked to stop."""
+
+
+def batch_tokens(batch: Batch, config: LlamaConfig, device: torch.device) -> Tokens:
+    """Return the side data of a batch's (B, S) positions on a device."""
+    documents = None if batch.documents is None else batch.documents.to(device)
+    return make_tokens(config, batch.positions.to(device), documents=documents)
+
+
+def train_step(
+    engine: Engine,
+    batches: Sequence[Batch],
+    plans: Sequence[LayerPlan],
+    weights: dict[int, float],
+    *,
+    step: int,
+    learning_rate: float,
+    clip_norm: float | None,
+    chunk_tokens: int,
+    device: torch.device,
+    stop: bool = False,
+    measure: bool = True,
+) -> StepResult:
+    """Accumulate the gradient of this rank's microbatches and update the parameters.
+
+    The loss is a sum over tokens divided by the global count of valid tokens, never a mean of
+    means.
+
+    Args:
+        engine: the sharded model and its optimizer.
+        batches: this rank's microbatches.
+        plans: one plan for each.
+        weights: for each active exit its weight in the loss.
+        step: optimiser steps done before this one.
+        learning_rate: of this step.
+        clip_norm: limit of the global gradient norm.
+        chunk_tokens: positions whose logits are alive at once.
+        device: where to compute.
+        stop: whether this rank was asked to stop.
+        measure: whether to count agreements.
+
+    Raises:
+        RuntimeError: on all ranks and before the update, if ranks disagree on the plan or if a
+            loss or gradient is not finite.
+    """
+    shapes = [tuple(batch.ids.shape) for batch in batches]
+    valid = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    agreed = agree(step, plans, shapes, valid_tokens=valid, stop=stop)
+    if agreed.valid_tokens == 0:
+        raise RuntimeError(f"step {step}: no label in the global batch counts in the loss")
+    sums: dict[str, Tensor] = {}
+    for batch, plan in zip(batches, plans, strict=True):
+        tokens = batch_tokens(batch, engine.model.config, device)
+        hiddens = engine.forward(batch.ids.to(device), tokens, plan.to(device))
+        losses = exit_losses(
+            engine.model,
+            hiddens,
+            batch.labels.to(device),
+            weights,
+            total_tokens=agreed.valid_tokens,
+            chunk_tokens=chunk_tokens,
+            measure=measure,
+        )
+        used = list(losses.gradients)
+        engine.backward([hiddens[e] for e in used], [losses.gradients[e] for e in used])
+        for kind, values in (("loss", losses.loss_sums), ("same", losses.agreements)):
+            for e, value in values.items():
+                sums[f"{kind} {e}"] = sums.get(f"{kind} {e}", 0.0) + value.double()
+    means = _means(sums, agreed.valid_tokens)
+    per_exit = {e: means[f"loss {e}"] for e in weights}
+    grad_norm = engine.grad_norm(clip_norm)
+    _check_finite(step, per_exit, grad_norm)
+    engine.step(learning_rate)
+    return StepResult(
+        loss=sum(weight * per_exit[e] for e, weight in weights.items()),
+        loss_per_exit=per_exit,
+        agreement_per_exit={e: means[f"same {e}"] for e in weights} if measure else {},
+        grad_norm=grad_norm,
+        valid_tokens=agreed.valid_tokens,
+        stop=agreed.stop,
+    )
+
+
+def _means(sums: dict[str, Tensor], total_tokens: int) -> dict[str, float]:
+    """Sum over ranks and divide by the token count, in one reduction and one transfer."""
+    stacked = sum_over_ranks(torch.stack(list(sums.values())))
+    return dict(zip(sums, (stacked / total_tokens).tolist(), strict=True))
+
+
+def _check_finite(step: int, losses: dict[int, float], grad_norm: float) -> None:
+    """Every rank sees the same sums, so every rank stops, and before the update."""
+    for e, loss in losses.items():
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"step {step}: the loss at exit {e} is {loss}; stopped before the update. Lower "
+                "optim.lr, or look at the batch of this step"
+            )
+    if not math.isfinite(grad_norm):
+        raise RuntimeError(
+            f"step {step}: the gradient norm is {grad_norm} although every loss is finite; stopped "
+            "before the update. Lower optim.lr, or look at the batch of this step"
+        )

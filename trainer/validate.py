@@ -1,0 +1,91 @@
+"""Validation: loss, perplexity and agreement of every exit on held-out documents."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from data_pipelines.loader import Batch, Loader
+from models.plan import full
+from parallel.engine import Engine
+from parallel.reduce import sum_over_ranks
+from parallel.world import World
+from trainer.losses import IGNORED, exit_losses
+from trainer.metrics import ValidMetrics
+from trainer.step import batch_tokens
+
+
+@torch.no_grad()
+def validate(
+    engine: Engine,
+    loader: Loader,
+    world: World,
+    *,
+    step: int,
+    sequences: int,
+    chunk_tokens: int,
+) -> ValidMetrics:
+    """Run every layer on held-out sequences and measure every exit, 1 to L.
+
+    Every rank makes the same number of forward passes, because each of them gathers weights; a
+    rank whose share is smaller repeats a batch that then does not count.
+
+    Args:
+        engine: the sharded model.
+        loader: of the validation split.
+        world: this rank's place.
+        step: optimiser steps done.
+        sequences: at most so many.
+        chunk_tokens: positions whose logits are alive at once.
+    """
+    began = time.perf_counter()
+    num_layers = engine.model.config.num_hidden_layers
+    plan = full(num_layers, exits=range(1, num_layers + 1))
+    sums = torch.zeros(2 * num_layers + 1, dtype=torch.float64)  # losses, agreements, tokens
+    for batch in _share(loader, world, sequences):
+        tokens = batch_tokens(batch, engine.model.config, world.device)
+        hiddens = engine.forward(batch.ids.to(world.device), tokens, plan)
+        losses = exit_losses(
+            engine.model,
+            hiddens,
+            batch.labels.to(world.device),
+            {},
+            total_tokens=1,
+            chunk_tokens=chunk_tokens,
+            measure=True,
+        )
+        count = (batch.labels != IGNORED).sum()[None]
+        sums += torch.cat([_stack(losses.loss_sums), _stack(losses.agreements), count])
+    engine.release()
+    *values, total = sum_over_ranks(sums).tolist()
+    exits = range(1, num_layers + 1)
+    loss = {e: value / total for e, value in zip(exits, values[:num_layers], strict=True)}
+    same = {e: value / total for e, value in zip(exits, values[num_layers:], strict=True)}
+    return ValidMetrics(
+        step=step,
+        loss_per_exit=loss,
+        perplexity_per_exit={e: math.exp(min(value, 700.0)) for e, value in loss.items()},
+        agreement_per_exit=same,
+        tokens=int(total),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _share(loader: Loader, world: World, sequences: int) -> Iterator[Batch]:
+    """Yield this rank's batches, as many as every other rank's; padding has no labels."""
+    wanted = -(-sequences // loader.micro_batch_size)
+    count = min(loader.num_sequential, wanted)
+    for first in range(0, count, world.size):
+        if first + world.rank < count:
+            yield loader.sequential(first + world.rank)
+        else:
+            spare = loader.sequential(first)
+            yield replace(spare, labels=torch.full_like(spare.labels, IGNORED))
+
+
+def _stack(values: dict[int, Tensor]) -> Tensor:
+    """Return the (X,) values of all exits in ascending order, on the CPU."""
+    return torch.stack([values[e] for e in sorted(values)]).double().cpu()
