@@ -20,7 +20,9 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_width
         width, bias = config.hidden_size, config.attention_bias
-        q_width, kv_width = (n * self.head_dim for n in (config.num_attention_heads, config.kv_heads))
+        q_width, kv_width = (
+            n * self.head_dim for n in (config.num_attention_heads, config.kv_heads)
+        )
         self.q_proj = nn.Linear(width, q_width, bias=bias)
         self.k_proj = nn.Linear(width, kv_width, bias=bias)
         self.v_proj = nn.Linear(width, kv_width, bias=bias)
@@ -36,12 +38,20 @@ class Attention(nn.Module):
         if tokens.cache is not None:
             k, v = tokens.cache.append(self.layer, k, v)  # (B, G, T, E)
         mask, is_causal = _visibility(tokens, q.shape[2], k.shape[2])
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        out = _attend(q, k, v, mask, is_causal)  # (B, H, S, E)
         out = out.transpose(1, 2).flatten(2)  # (B, S, H * E); flatten works for zero rows too
         result: Tensor = self.o_proj(out)  # (B, S, D)
         return result
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return softmax(q k') v (B, H, S, E) for q (B, H, S, E) and k, v (B, G, T, E)."""
+    dtype, gqa = q.dtype, q.shape[1] != k.shape[1]
+    if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+        # The CPU kernel's bfloat16 backward takes 2 to 3 times as long as its float32 one.
+        q, k, v = q.float(), k.float(), v.float()
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa)
+    return out.to(dtype)
 
 
 def _visibility(tokens: Tokens, num_queries: int, num_keys: int) -> tuple[Tensor | None, bool]:

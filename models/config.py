@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """Llama 3 rotary scaling (arXiv 2407.21783): long wavelengths are stretched, short ones kept."""
+    """Llama 3 rotary scaling (arXiv 2407.21783): stretch long wavelengths, keep short ones."""
 
     factor: float
     """How much longer the context is than the one the model was first trained on."""

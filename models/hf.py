@@ -35,7 +35,7 @@ GGUF_NAMES = re.compile(
     r"(token_embd|output|output_norm|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))"
     r"\.weight"
 )
-"""What a GGUF Llama may hold; transformers silently drops everything else."""
+"""What a GGUF Llama may hold; transformers silently drops the rest: biases, rope_freqs, experts."""
 
 
 def read_config(source: str | Path) -> LlamaConfig:
@@ -54,8 +54,10 @@ def read_config(source: str | Path) -> LlamaConfig:
         raise ValueError(f"{folder} has no config.json: give the folder of a model")
     try:
         values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also when it is not text
         raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold an object, the config of a model")
     return config_from_hf(values, origin=str(file))
 
 
@@ -216,12 +218,12 @@ def _gguf_config(file: Path) -> dict[str, Any]:
 def _gguf_tensors(file: Path) -> dict[str, StoredTensor]:
     import gguf  # optional, of the extra `real`
 
-    names = [tensor.name for tensor in gguf.GGUFReader(file).tensors]
-    for name in names:
-        if not GGUF_NAMES.fullmatch(name):
-            raise ValueError(
-                f"{file}: {name} cannot be read from GGUF: use the model's safetensors"
-            )
+    reader = gguf.GGUFReader(file)
+    names = [tensor.name for tensor in reader.tensors]
+    ignored = [name for name in names if not GGUF_NAMES.fullmatch(name)]
+    ignored += [key for key in reader.fields if ".rope.scaling." in key]
+    if ignored:
+        raise ValueError(f"{file}: cannot read {ignored[0]} from GGUF: use the model's safetensors")
     # Its from_pretrained needs accelerate; the loader below needs any model with the same names.
     num_layers = sum(name.endswith(".attn_q.weight") for name in names)
     with torch.device("meta"):

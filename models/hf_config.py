@@ -54,20 +54,21 @@ def config_from_hf(values: Mapping[str, Any], *, origin: str) -> LlamaConfig:
     missing = [key for key in REQUIRED if values.get(key) is None]
     if missing:
         raise ValueError(f"{origin}: {', '.join(missing)} missing: not the config of a Llama")
+    for key in REQUIRED:
+        if not isinstance(values[key], int):
+            raise ValueError(f"{origin}: {key} is {values[key]!r}; a whole number is needed")
     fields = {key: values[key] for key in REQUIRED}
     for key, default in OPTIONAL.items():
         value = values.get(key)
         fields[key] = default if value is None else value
-    theta, scaling = _rope_from_hf(values, fields["max_position_embeddings"], origin)
     try:
+        theta, scaling = _rope_from_hf(values, fields["max_position_embeddings"])
         return LlamaConfig(**fields, rope_theta=theta, rope_scaling=scaling)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{origin}: {error}") from None
 
 
-def _rope_from_hf(
-    values: Mapping[str, Any], context: int, origin: str
-) -> tuple[float, RopeScaling | None]:
+def _rope_from_hf(values: Mapping[str, Any], context: int) -> tuple[float, RopeScaling | None]:
     """Return the base and the scaling; keys are looked up in transformers' order."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     theta = rope.get("rope_theta", values.get("rope_theta"))
@@ -75,17 +76,16 @@ def _rope_from_hf(
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     if partial not in (None, 1):
-        raise ValueError(f"{origin}: partial_rotary_factor is {partial!r}; only 1.0 can be run")
+        raise ValueError(f"partial_rotary_factor is {partial!r}; only 1.0 can be run")
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise ValueError(
-            f"{origin}: rope_type is {kind!r}; only 'default' and 'llama3' rotary positions can be "
-            "run"
+            f"rope_type is {kind!r}; only 'default' and 'llama3' rotary positions can be run"
         )
     absent = [k for k in ("factor", "low_freq_factor", "high_freq_factor") if k not in rope]
     if absent:
-        raise ValueError(f"{origin}: rope_type 'llama3' needs {', '.join(absent)}")
+        raise ValueError(f"rope_type 'llama3' needs {', '.join(absent)}")
     original = values.get("original_max_position_embeddings") or rope.get(
         "original_max_position_embeddings", context
     )

@@ -58,6 +58,8 @@ def checked(
     wanted = parameter_shapes(config)
     found: dict[str, tuple[int, ...]] = {}
     for name, tensor in weights:
+        if name in found:
+            raise ValueError(f"{name} comes twice in {origin}")
         shape = found[name] = tuple(tensor.shape)
         check_shapes({name: shape}, {name: wanted[name]} if name in wanted else {}, origin=origin)
         yield name, tensor

@@ -44,7 +44,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _indexed(folder: Path) -> dict[str, StoredTensor]:
     try:
         placed: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / INDEX} is not an index of shards: {error!r}") from None
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(placed.values())):

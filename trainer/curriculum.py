@@ -1,4 +1,4 @@
-"""What training turns on when: pure functions of the step (arXiv 2404.16710, sections 4.1, 4.2).
+"""What training turns on when: pure functions of the step (arXiv 2404.16710, section 4.1).
 
 Exits are named 1..L: exit e is the residual stream after layers 0..e-1; the paper's l is e - 1.
 """

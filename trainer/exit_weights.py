@@ -1,4 +1,4 @@
-"""How much each exit counts in the loss (arXiv 2404.16710, section 4.2)."""
+"""How much each exit counts in the loss (arXiv 2404.16710, section 4.1)."""
 
 from trainer.curriculum import active_exits
 from trainer.recipe_config import ExitLossConfig

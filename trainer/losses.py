@@ -89,8 +89,8 @@ def _one_exit(
     for chunk, target in zip(chunks, torch.split(labels, chunk_tokens), strict=True):
         with torch.set_grad_enabled(head is not None):
             chunk.requires_grad_(head is not None)
-            logits = model.unembed(chunk)  # (chunk, V)
-            loss = cross_entropy(logits.to(wide), target, ignore_index=IGNORED, reduction="sum")
+            logits = model.unembed(chunk).to(wide)  # (chunk, V)
+            loss = cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         if head is not None:
             gradients.append(head.backward(loss * scale, chunk))
         total += loss.detach()

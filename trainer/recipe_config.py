@@ -1,6 +1,6 @@
 """The sections of the training recipe: layer dropout, exit loss, learning-rate schedule.
 
-Source of the first two: LayerSkip, arXiv 2404.16710, sections 4.1 and 4.2.
+Source of the first two: LayerSkip, arXiv 2404.16710, section 4.1.
 """
 
 from dataclasses import dataclass

@@ -123,7 +123,8 @@ class TensorBoardWriter:
         exits = range(1, self._num_layers + 1)
         self._active.add(line["step"], [float(e in active) for e in exits])
         self._dropped.add(line["step"], line["drop_rate"])
-        if len(self._full_step_seconds) < _REFERENCE_STEPS:
+        # A step may drop every layer; it says nothing about a full one.
+        if line["flop_fraction"] and len(self._full_step_seconds) < _REFERENCE_STEPS:
             self._full_step_seconds.append(line["step_seconds"] / line["flop_fraction"])
 
     def train(self, m: StepMetrics) -> None:
@@ -135,8 +136,6 @@ class TensorBoardWriter:
             "drop_probability/mean": statistics.fmean(m.drop_probability),
             "drop_rate/mean": statistics.fmean(m.drop_rate),
             "compute/flop_fraction": m.flop_fraction,
-            "compute/step_time_fraction": m.step_seconds
-            / statistics.median(self._full_step_seconds),
             "compute/step_seconds": m.step_seconds,
             "compute/tokens_per_second": m.tokens_per_second,
             "compute/tokens_seen": m.tokens_seen,
@@ -144,6 +143,9 @@ class TensorBoardWriter:
             "optim/grad_norm": m.grad_norm,
             "optim/learning_rate": m.learning_rate,
         }
+        if self._full_step_seconds:
+            full_step = statistics.median(self._full_step_seconds)
+            numbers["compute/step_time_fraction"] = m.step_seconds / full_step
         if m.mfu is not None:
             numbers["compute/mfu"] = m.mfu
         for subject, values in (
@@ -168,7 +170,7 @@ class TensorBoardWriter:
         self._per_exit("exits/loss_valid", m.loss_per_exit, m.step)
         self._per_exit("exits/perplexity_valid", m.perplexity_per_exit, m.step)
         self._agreement("valid", m)
-        if self._full_step_seconds:
+        if self._active.steps[1]:
             self._pictures(m.step)
         self._flush()
 

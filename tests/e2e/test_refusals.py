@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.runs import train, write_config
+from tests.ranks import RankError
+from trainer.__main__ import main
+
+pytestmark = pytest.mark.e2e
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(ValueError, match=r".") as error:
+        main(arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_misspelt_key_names_the_right_one(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    assert "did you mean layer_dropout.max_prob?" in refusal([path, "layer_dropout.max_prb=0.1"])
+
+
+def test_a_missing_config_is_named() -> None:
+    assert "no config file configs/pretrain/quikstart.yaml" in refusal(
+        ["configs/pretrain/quikstart.yaml"]
+    )
+
+
+def test_an_unknown_option_is_named(tmp_path: Path) -> None:
+    assert "unknown option --chek" in refusal([str(write_config(tmp_path)), "--chek"])
+
+
+def test_a_model_and_init_from_exclude_each_other(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    assert "either model" in refusal([path, "init_from=somewhere", "--check"])
+
+
+def test_a_rotation_without_rotational_curriculum_is_refused(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    message = refusal([path, "exit_loss.curriculum=all", "--check"])
+    assert "exit_loss.rotation 2 has no effect" in message
+
+
+def test_a_sequence_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    assert "data.seq_len 65 is longer" in refusal([path, "data.seq_len=65", "--check"])
+
+
+def rank_refusal(arguments: list[str], ranks: int) -> str:
+    with pytest.raises(RankError) as error:
+        train(arguments, ranks=ranks)
+    return str(error.value).strip().splitlines()[-1]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
+    message = rank_refusal([str(write_config(tmp_path)), "batch.global_size=12"], 2)
+    assert "makes 3, which 2 ranks cannot share equally" in message
+
+
+def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    path = str(write_config(tmp_path))
+    message = rank_refusal([path, f"data.source.files.path={tmp_path / 'empty'}"], 1)
+    assert message.startswith("ValueError")
+    assert str(tmp_path / "empty") in message
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    message = rank_refusal([str(write_config(tmp_path)), "model.vocab_size=200"], 1)
+    assert "model.vocab_size 200 is smaller than the tokenizer's 300" in message
+
+
+def test_a_run_is_not_resumed_as_another_model(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    train([path, "steps=3"], ranks=1)
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+    message = rank_refusal([path, "model.hidden_size=64"], 1)
+    assert "model differs from" in message
+    assert "choose another run_folder" in message
+    assert before == sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+
+
+def test_resume_never_does_not_touch_a_run(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    train([path, "steps=3"], ranks=1)
+    assert "resume is never" in rank_refusal([path, "resume=never"], 1)
+
+
+def test_help_and_check_answer_without_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--help"])
+    assert "layer_dropout.max_prob" in capsys.readouterr().out
+    main([str(write_config(tmp_path)), "--check"])
+    report = capsys.readouterr().out
+    for part in ("parameters:", "memory estimate", "learning", "exits and weights"):
+        assert part in report or part == "learning"
+    assert not (tmp_path / "run").exists()
