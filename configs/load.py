@@ -61,9 +61,7 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
     return _build(cls, content, str(path or cls.__name__), overrides)
 
 
-def load_section(
-    cls: type[T], path: str | Path, section: str, overrides: Sequence[str] = ()
-) -> T:
+def load_section(cls: type[T], path: str | Path, section: str, overrides: Sequence[str] = ()) -> T:
     """Return one section of a YAML file, or of a file that is that section alone; see `load`.
 
     Args:
@@ -72,7 +70,7 @@ def load_section(
         section: its key; overrides begin with it, `section.key=value`.
     """
     content = _read(Path(path))
-    root = dataclasses.make_dataclass("Root", [(section, cls)])
+    root: type[Any] = dataclasses.make_dataclass("Root", [(section, cls)])
     config = _build(root, {section: content.get(section, content)}, str(path), overrides)
     return cast(T, getattr(config, section))
 

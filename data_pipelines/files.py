@@ -107,7 +107,7 @@ def _read_csv(path: Path, column: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(_not_utf8(str(path), error)) from None
         except csv.Error as error:
-            raise ValueError(f"{path}:{rows.line_num} is not CSV: {error}") from None
+            raise ValueError(f"{path} is not CSV after line {rows.line_num}: {error}") from None
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import tokenizers
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers
 

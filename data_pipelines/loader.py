@@ -113,7 +113,7 @@ class Loader:
             ValueError: if the split has no sequence.
         """
         if not len(split):
-            raise ValueError("the split has no sequence: was data.valid_fraction 0?")
+            raise ValueError("the split has no sequence: set data.valid_fraction above 0")
         self.split = split
         self.seed = seed
         self.micro_batch_size = micro_batch_size

@@ -24,7 +24,8 @@ FORMAT = 1
 """Part of every fingerprint; raised when the same config would prepare other data than before."""
 SUMMARY_FILE = "prepared.json"
 TOKENIZER_FOLDER = "tokenizer"
-_DOCUMENTS_PER_READ = 256
+_ENCODED_AT_ONCE = 64
+_PACKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,10 +171,11 @@ def _tokenise(
     if not len(text):
         raise ValueError(f"data.source has no documents: {_describe(config)}")
     features = {"ids": datasets.List(datasets.Value("int32")), "is_valid": datasets.Value("bool")}
+    num_processes = min(config.num_processes, len(text))
     tokens = text.map(
         _encode_batch,
         batched=True,
-        batch_size=_DOCUMENTS_PER_READ,
+        batch_size=_ENCODED_AT_ONCE,
         fn_kwargs={
             "tokenizer": tokenizer,
             "seed": config.seed,
@@ -181,7 +183,7 @@ def _tokenise(
         },
         remove_columns=text.column_names,
         features=datasets.Features(features),
-        num_proc=min(config.num_processes, len(text)),
+        num_proc=num_processes if num_processes > 1 else None,
         cache_file_name=str(work / "tokens.arrow"),
         load_from_cache_file=False,
         new_fingerprint="tokens",  # spares hashing the tokenizer; this file is never looked up
@@ -204,7 +206,7 @@ def _encode_batch(
 
 def _documents_of(tokens: datasets.Dataset, *, is_valid: bool) -> Iterator[tuple[Int32s, Int32s]]:
     """Yield the documents of one split in order, as `pack` takes them."""
-    for batch in tokens.with_format("arrow").iter(batch_size=_DOCUMENTS_PER_READ):
+    for batch in tokens.with_format("arrow").iter(batch_size=_PACKED_AT_ONCE):
         mine = pc.equal(batch["is_valid"], is_valid)
         documents = batch["ids"].filter(mine)
         lengths = pc.list_value_length(documents).to_numpy()

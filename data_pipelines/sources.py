@@ -1,6 +1,7 @@
 """Open a source of text as one dataset with one column, and say what makes it the same source."""
 
 import itertools
+import os
 import sys
 import sysconfig
 import tokenize
@@ -73,15 +74,17 @@ def _stdlib_files(source: StdlibSource) -> list[Path]:
     """Return the library's own sources, sorted; tests and installed packages are not among them."""
     root = _stdlib_root()
     budget = float("inf") if source.max_megabytes is None else source.max_megabytes * 1e6
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _NOT_STDLIB]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
     chosen = []
-    for path in sorted(root.rglob("*.py")):
-        size = path.stat().st_size
-        if _NOT_STDLIB & set(path.relative_to(root).parts) or not size:
-            continue
-        budget -= size
+    for path in sorted(found):
+        budget -= path.stat().st_size
         if budget < 0:
             break
-        chosen.append(path)
+        if path.stat().st_size:
+            chosen.append(path)
     return chosen
 
 

@@ -165,8 +165,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer: Tokenizer = _load_sentencepiece(local)
     elif _is_sentencepiece_folder(local):
         tokenizer = _load_sentencepiece(local / MODEL_FILE)
-    else:
+    elif local.exists() or _may_be_hub_id(local):
         tokenizer = _load_hugging_face(str(path))
+    else:
+        raise ValueError(f"tokenizer {path}: there is no such file or folder")
     if tokenizer.eos_id is None or tokenizer.eos_id < 0:
         raise ValueError(
             f"tokenizer {path} has no end-of-sequence token, which separates documents: "
@@ -196,11 +198,18 @@ def _is_sentencepiece_folder(folder: Path) -> bool:
     return to_hugging_face(model.read_bytes()) == backend.read_text(encoding="utf-8")
 
 
+def _may_be_hub_id(path: Path) -> bool:
+    """Whether what is not here may be NAME or OWNER/NAME of the hub: asking it takes its time."""
+    names_a_file = path.is_absolute() or path.suffix == ".model" or len(path.parts) > 2
+    beside_something = len(path.parts) == 2 and path.parent.exists()
+    return not names_a_file and not beside_something
+
+
 def _load_hugging_face(path: str) -> HuggingFaceTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # transformers and tokenizers raise all kinds, bare ones included
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"tokenizer {path}: no SentencePiece file or tokenizer folder here, and transformers "
             f"cannot load it: {reason}"
@@ -263,6 +272,11 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 def _vocabulary_error(vocab_size: int, message: str) -> str:
     key = f"data.tokenizer.sentencepiece.vocab_size {vocab_size}"
+    if "sentences_.empty()" in message:
+        return (
+            "data.tokenizer.sentencepiece: no document with text is left to train on: lower "
+            "data.valid_fraction, or give more text"
+        )
     if most := re.search(r"value <= (\d+)", message):
         return f"{key} is too large for the text: give at most {most[1]}, or more text"
     if least := re.search(r"required_chars\. \d+ vs (\d+)", message):

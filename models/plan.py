@@ -32,7 +32,7 @@ class Selection:
     tokens: Tensor | None = None
     """(B, K) sorted positions, after `rows` was applied: Mixture-of-Depths, token routers."""
     weight: Tensor | None = None
-    """(B, K) or (B, S) without `tokens`: scales what the layer adds; carries a router's gradient."""
+    """(B, K), or (B, S) without `tokens`: scales what the layer adds; has a router's gradient."""
 
 
 class Gate(Protocol):
@@ -128,9 +128,7 @@ def ordered(layers: Iterable[int], *, num_layers: int) -> LayerPlan:
     return LayerPlan(tuple(Visit(layer) for layer in layers), (num_layers,))
 
 
-def without(
-    num_layers: int, *, attn: Iterable[int] = (), ffn: Iterable[int] = ()
-) -> LayerPlan:
+def without(num_layers: int, *, attn: Iterable[int] = (), ffn: Iterable[int] = ()) -> LayerPlan:
     """Return the full plan less some attention and feed-forward branches (SWIFT, 2410.06916)."""
     no_attn, no_ffn = frozenset(attn), frozenset(ffn)
     visits = []
@@ -145,9 +143,7 @@ def without(
     return LayerPlan(tuple(visits), (num_layers,))
 
 
-def dropped(
-    survivors: Sequence[Tensor | None], *, exits: Sequence[int] = ()
-) -> LayerPlan:
+def dropped(survivors: Sequence[Tensor | None], *, exits: Sequence[int] = ()) -> LayerPlan:
     """Return the plan of layer dropout.
 
     Args:

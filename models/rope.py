@@ -15,7 +15,9 @@ def inverse_frequencies(config: LlamaConfig, device: torch.device | None = None)
     """Return (E / 2,) float32 angles per position, as transformers computes them."""
     steps = torch.arange(0, config.head_width, 2, dtype=torch.int64, device=device).float()
     frequencies = 1.0 / (config.rope_theta ** (steps / config.head_width))
-    return frequencies if config.rope_scaling is None else _stretch(frequencies, config.rope_scaling)
+    if config.rope_scaling is None:
+        return frequencies
+    return _stretch(frequencies, config.rope_scaling)
 
 
 def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

@@ -25,6 +25,7 @@ class ParallelConfig:
     """Device, precision and sharding."""
 
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+    """How FSDP2 shards."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch finds, one per local rank, and the CPU without one."""
     precision: Literal["float32", "bfloat16"] = "float32"

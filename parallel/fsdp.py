@@ -150,7 +150,7 @@ class FsdpEngine:
         for name, p in self.model.named_parameters():
             state = self._optimizer.state[p]
             if not state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros((), device=p.device)  # where fused AdamW keeps it
                 state["exp_avg"] = torch.zeros_like(p, requires_grad=False)
                 state["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
             tensors |= {f"{key}.{name}": value for key, value in state.items()}

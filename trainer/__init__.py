@@ -1,0 +1,1 @@
+"""Training: the recipe, one optimiser step, the loop, and what watches it."""

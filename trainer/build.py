@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -20,7 +21,7 @@ from parallel.reduce import on_first_rank
 from parallel.world import World
 from trainer.config import PretrainConfig
 from trainer.optim import build_adamw
-from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, describe_run
+from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Run:
     first_step: int
     """Optimiser steps that are done already."""
     tokens_seen: int
+    lock: TextIO | None
+    """Held open by rank 0 while the run folder is in use."""
 
 
 def model_config(config: PretrainConfig) -> LlamaConfig:
@@ -60,6 +63,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     """
     shape = model_config(config)
     config.batch.check_ranks(world.size)
+    lock = claim(config) if world.is_first else None
     newest = latest(checkpoints_folder(config))
     if newest is not None:
         if config.resume == "never":
@@ -101,6 +105,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         ),
         first_step=state["step"],
         tokens_seen=state["tokens_seen"],
+        lock=lock,
     )
 
 

@@ -1,10 +1,12 @@
 """What a run folder says of how the run was made: config, versions, commit, local changes."""
 
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import TextIO
 
 from configs.command import ROOT
 from configs.load import load, to_yaml
@@ -37,10 +39,32 @@ def check_resumable(config: PretrainConfig) -> None:
             )
 
 
+def claim(config: PretrainConfig) -> TextIO:
+    """Make the run folder and lock it for as long as the returned file is open.
+
+    A launcher that is killed outright leaves its workers running; a second run in the same folder
+    would then delete the first one's checkpoints.
+
+    Raises:
+        RuntimeError: if another process trains in it.
+    """
+    folder = Path(config.run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RuntimeError(
+            f"another process is training in run_folder {folder}: wait for it, end it, or choose "
+            "another run_folder"
+        ) from None
+    return file
+
+
 def describe_run(config: PretrainConfig) -> None:
     """Write config.yaml, versions.json, commit.txt and diff.patch into the run folder."""
     folder = Path(config.run_folder)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(to_yaml(config))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()

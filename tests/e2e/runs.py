@@ -1,6 +1,7 @@
 """Real training runs of a tiny model on generated text: as a user starts them, and in forks."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,15 @@ def torchrun(arguments: list[str], ranks: int = 2) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Kill the launcher and its workers, which torchrun puts into sessions of their own."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (*map(int, children), process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def curve(run: Path) -> list[dict[str, object]]:

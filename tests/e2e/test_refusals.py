@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import load
 from tests.e2e.runs import train, write_config
 from tests.ranks import RankError
 from trainer.__main__ import main
+from trainer.config import PretrainConfig
+from trainer.run_folder import claim
 
 pytestmark = pytest.mark.e2e
 
@@ -79,6 +82,13 @@ def test_a_run_is_not_resumed_as_another_model(tmp_path: Path) -> None:
     assert "model differs from" in message
     assert "choose another run_folder" in message
     assert before == sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    with claim(load(PretrainConfig, path)):
+        message = rank_refusal([path], 1)
+    assert "another process is training in run_folder" in message
 
 
 def test_resume_never_does_not_touch_a_run(tmp_path: Path) -> None:

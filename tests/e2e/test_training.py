@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from inference.load import load as load_for_inference
 from parallel.checkpoint import latest
-from tests.e2e.runs import STEPS, curve, torchrun, train, write_config
+from tests.e2e.runs import STEPS, curve, kill, torchrun, train, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -52,6 +52,7 @@ def test_a_run_folder_says_how_it_was_made(unbroken: Path) -> None:
         "commit.txt",
         "config.yaml",
         "diff.patch",
+        "lock",
         "metrics.jsonl",
         "tensorboard",
         "versions.json",
@@ -65,8 +66,7 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_curve(
     config = [str(write_config(tmp_path))]
     process = torchrun(config)
     wait_for_step(tmp_path / "run", 5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert curve(tmp_path / "run")[-1]["step"] < STEPS
     train(config)
     same_as(tmp_path, unbroken)

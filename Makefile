@@ -1,0 +1,48 @@
+# make quickstart   train, shard and decode a small model on this machine, in minutes
+# make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
+# make lint         ruff, mypy, shell syntax
+# make clean        delete the environment and all caches; runs/ and data/ stay
+#
+# Each makes the environment .venv first if it is missing or older than constraints.txt or
+# pyproject.toml. Another interpreter, 3.11 or newer: make clean && make PYTHON=python3.12 test
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -c constraints.txt
+STARTED := $(shell date +%s)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+quickstart: $(STAMP)
+	QUICKSTART_STARTED=$(STARTED) $(BIN)/python -m benchmarks.quickstart $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@for script in .ci/run $(wildcard slurm/*.sh); do bash -n "$$script" || exit 1; done
+
+# The stamp is touched last: an installation that failed is tried again. DeepSpeed's setup imports
+# torch and has to find it here, hence the order and --no-build-isolation.
+$(STAMP): constraints.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "no $(PYTHON) here: name a Python >= 3.11, as in: make PYTHON=python3 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools wheel ninja
+	$(PIP) --no-build-isolation deepspeed
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""Decode the same prompts both ways, timed side by side."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from tqdm import tqdm
+
+from inference.bench import Comparison, compare
+from inference.generate import autoregressive
+from inference.generation import Decode, Round, Settings
+from inference.self_speculative import self_speculative
+from models.llama import Llama
+from models.plan import full
+
+
+def decode_both_ways(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    *,
+    exit_layer: int,
+    num_speculations: int,
+    settings: Settings,
+    repeats: int,
+) -> Comparison:
+    """Return autoregressive decoding as baseline and self-speculation as candidate, with a bar.
+
+    Raises:
+        ValueError: if the exit is not in 1..L-1, or a prompt does not fit the context.
+    """
+    plain = partial(
+        autoregressive, model, plan=full(model.config.num_hidden_layers), settings=settings
+    )
+    speculative = partial(
+        self_speculative,
+        model,
+        exit_layer=exit_layer,
+        num_speculations=num_speculations,
+        settings=settings,
+    )
+    generations = 2 * (1 + repeats * len(prompts))  # one warm-up each
+    with tqdm(total=generations, unit="prompt", desc="decoding", dynamic_ncols=True) as bar:
+        return compare(_counted(plain, bar), _counted(speculative, bar), prompts, repeats=repeats)
+
+
+def _counted(decode: Decode, bar: "tqdm[None]") -> Decode:
+    """Move the bar once for each prompt, while no clock is running."""
+
+    def counting(prompt: Sequence[int]) -> Iterator[Round]:
+        yield from decode(prompt)
+        bar.update()
+
+    return counting

@@ -1,0 +1,1 @@
+"""Generation: plain, early exit, and lossless self-speculation. Never imports the trainer."""

@@ -1,0 +1,59 @@
+"""Keys and values of earlier positions in static buffers, with a length for every layer.
+
+Letters: B rows, S new positions, T cached positions, G kv heads, E head width.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from models.config import LlamaConfig
+
+
+class KVCache:
+    """Buffers allocated once for the longest sequence; appending writes, cropping moves a mark.
+
+    Layers may be at different lengths: while drafting, the layers below the exit are ahead of the
+    rest. Only its owner, the decoding loop, appends to it (through `models.tokens`) and crops it.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        layers: Iterable[int],
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rows: int = 1,
+    ) -> None:
+        shape = (rows, config.kv_heads, max_length, config.head_width)
+        self.max_length = max_length
+        self.lengths = dict.fromkeys(layers, 0)
+        """Number of positions that each layer holds."""
+        self._keys, self._values = (
+            {layer: torch.empty(shape, dtype=dtype, device=device) for layer in self.lengths}
+            for _ in range(2)
+        )
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, G, S, E) of one layer; return views of all (B, G, T + S, E).
+
+        Raises:
+            RuntimeError: if the buffer is full; nothing is written then.
+        """
+        start, added = self.lengths[layer], keys.shape[2]
+        end = start + added
+        if end > self.max_length:
+            raise RuntimeError(f"layer {layer}: {end} positions, cache holds {self.max_length}")
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys.narrow(2, start, added).copy_(keys)
+        all_values.narrow(2, start, added).copy_(values)
+        self.lengths[layer] = end
+        return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
+
+    def crop(self, length: int) -> None:
+        """Forget every position from `length` on, in every layer; no data moves."""
+        for layer, held in self.lengths.items():
+            self.lengths[layer] = min(held, length)

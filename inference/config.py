@@ -1,0 +1,98 @@
+"""What `python -m inference generate` is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from inference.generation import Settings
+from inference.sample import SamplingConfig
+
+DEFAULT_SPECULATIONS = 6
+"""Verifying seven tokens costs little more than one, and more drafts are rarely all right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """What to generate, how, and what to show of it."""
+
+    prompt: str | None = None
+    """Text to continue."""
+    prompts: str | None = None
+    """Instead of prompt: a file of them, one a line, or .jsonl with a key prompt."""
+    strategy: Literal["autoregressive", "early_exit", "self_speculative"] = "autoregressive"
+    """autoregressive: plain decoding. early_exit: only the layers below exit_layer run, nothing is
+    verified, quality is that exit's. self_speculative: they draft and the others verify; the output
+    is that of autoregressive, faster."""
+    exit_layer: int | None = None
+    """1..L-1: how many layers run before the exit; required by the last two strategies."""
+    num_speculations: int | None = None
+    """Tokens drafted before each verification; only with self_speculative, where it is 6 unless
+    set."""
+    temperature: float = 0.0
+    """0 takes the likeliest token (greedy); otherwise logits are divided by it before sampling."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens only; 0 keeps all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities reach this sum; 1 keeps all."""
+    max_new_tokens: int = 128
+    """Most tokens to generate; with the prompt they must fit the model's context."""
+    seed: int = 0
+    """Of all draws; greedy decoding draws nothing."""
+    stop_at_eos: bool = True
+    """End at the end-of-sequence token; false goes on to max_new_tokens, for timing."""
+    output: Literal["text", "json"] = "text"
+    """text streams as it is accepted, drafts in colour on a terminal; json prints one object a
+    line for each prompt."""
+    compare: bool = False
+    """Also measure autoregressive decoding of the same prompts, and print both rows and the
+    speedup; with json they are the key comparison of the last object."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """The model's weights are converted to it."""
+
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes the accelerator that torch finds, and the CPU without one."""
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("prompt and prompts are both set: give one of them")
+        if self.strategy == "autoregressive":
+            self._check_unused("exit_layer")
+            if self.compare:
+                raise ValueError(
+                    "compare=true compares a strategy with autoregressive: add "
+                    "strategy=self_speculative"
+                )
+        elif self.exit_layer is None:
+            raise ValueError(f"strategy={self.strategy} needs exit_layer=1..L-1")
+        if self.strategy != "self_speculative":
+            self._check_unused("num_speculations")
+        for name in ("exit_layer", "num_speculations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {value}; for the full model alone use "
+                    "strategy=autoregressive"
+                )
+        _ = self.settings(frozenset())  # checks what it is made of
+
+    def _check_unused(self, name: str) -> None:
+        if getattr(self, name) is not None:
+            raise ValueError(
+                f"{name}={getattr(self, name)} would be ignored with strategy={self.strategy}: "
+                "choose strategy=self_speculative, or leave it out"
+            )
+
+    @property
+    def speculations(self) -> int:
+        """The draft length, the default resolved."""
+        return self.num_speculations or DEFAULT_SPECULATIONS
+
+    def settings(self, eos_ids: frozenset[int]) -> Settings:
+        """Return what the decoding loop is told, given the tokens that end a sequence."""
+        return Settings(
+            max_new_tokens=self.max_new_tokens,
+            sampling=SamplingConfig(
+                temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+            ),
+            seed=self.seed,
+            eos_ids=eos_ids if self.stop_at_eos else frozenset(),
+        )

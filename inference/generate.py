@@ -1,0 +1,42 @@
+"""Autoregressive decoding by a plan: with the full plan, the oracle all others are tested against.
+
+Letters: S positions, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+import torch
+
+from inference.generation import Round, Settings
+from inference.sample import choose
+from inference.workspace import prepare
+from models.llama import Llama
+from models.plan import LayerPlan
+
+
+@torch.inference_mode()
+def autoregressive(
+    model: Llama, prompt_ids: Sequence[int], *, plan: LayerPlan, settings: Settings
+) -> Iterator[Round]:
+    """Yield one token a round, from a pass of the plan over the token before it.
+
+    With `full(L)` this is plain decoding, with `full(E)` an unverified early exit at E. Tokens come
+    from the plan's last exit, and the head sees one position a round.
+
+    Raises:
+        ValueError: if the prompt is empty, too long, or not of the model's vocabulary.
+    """
+    started = perf_counter()
+    work = prepare(model, prompt_ids, settings, [plan])
+    ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
+    position, exit_layer = 0, plan.exits[-1]
+    for _ in range(settings.max_new_tokens):
+        h = model(ids, work.tokens(position, ids.shape[1]), plan)[exit_layer]  # (1, S, D)
+        position += ids.shape[1]
+        token, _p = choose(model.unembed(h[:, -1]), settings.sampling, work.generator)  # (1,)
+        ids, number = token[None], int(token)  # the host waits for the device here
+        yield Round([number], seconds=perf_counter() - started)
+        if number in settings.eos_ids:
+            return
+        started = perf_counter()

@@ -1,0 +1,137 @@
+"""A model and its tokenizer from wherever they are: a training run, a checkpoint of it, a folder
+in Hugging Face form, or the hub.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from models.config import LlamaConfig
+from models.hf import load_pretrained, read_config
+from models.llama import Llama
+from parallel.checkpoint import MODEL, STATE, latest, read_model
+
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+"""Folders of a training run, and of a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model ready to decode, and how text enters and leaves it."""
+
+    model: Llama
+    tokenizer: Tokenizer
+    config: LlamaConfig
+    origin: str
+    """Folder or hub id that it was really read from; for a run, of the checkpoint."""
+    prefix: tuple[int, ...]
+    """Ids before every prompt: as the tokenizer would add, none for runs, whose data has none."""
+    eos_ids: frozenset[int]
+    """Each of them ends a sequence."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt.
+
+        Raises:
+            ValueError: if there is nothing to continue.
+        """
+        ids = [*self.prefix, *self.tokenizer.encode(text)]
+        if not ids:
+            raise ValueError(
+                "the prompt is empty, and this tokenizer has no token to begin a text with: give "
+                "at least one character"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids.
+
+        Raises:
+            ValueError: if the model made an id that the tokenizer does not have.
+        """
+        if ids and max(ids) >= self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model made token {max(ids)}, its tokenizer has {self.tokenizer.vocab_size} "
+                f"of its {self.config.vocab_size} tokens: {self.origin} has another model's "
+                "tokenizer, or is hardly trained"
+            )
+        return self.tokenizer.decode(ids)
+
+
+def load(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Loaded:
+    """Return the model of a training run (its latest checkpoint), one checkpoint, folder or hub id.
+
+    Shards written by any number of ranks are read straight into the model.
+
+    Raises:
+        ValueError: if the source holds no model, or the tokenizer is another model's.
+        RuntimeError: if a checkpoint is missing or damaged, or the hub is out of reach.
+    """
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint is None:
+        model, tokenizer = (
+            load_pretrained(source, dtype=dtype, device=device),
+            load_tokenizer(source),
+        )
+        prefix, eos_ids = _prefix(tokenizer), _eos_ids(Path(source))
+    else:
+        model, tokenizer = _read(checkpoint, dtype, device), load_tokenizer(checkpoint / TOKENIZER)
+        prefix, eos_ids = (), frozenset[int]()
+    origin = str(checkpoint or source)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{origin}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{model.config.vocab_size}: put the model's own tokenizer there"
+        )
+    return Loaded(
+        model.eval(), tokenizer, model.config, origin, prefix, eos_ids | {tokenizer.eos_id}
+    )
+
+
+def find_checkpoint(source: Path) -> Path | None:
+    """Return the checkpoint that a run's folder, its `checkpoints`, or one of those stands for.
+
+    None means that the source is no part of a training run.
+
+    Raises:
+        RuntimeError: if the run has saved nothing yet.
+    """
+    if (source / STATE).is_file() and (source / MODEL).is_dir():
+        return source
+    for folder in (source / CHECKPOINTS, source):
+        if folder.name == CHECKPOINTS and folder.is_dir():
+            newest = latest(folder)
+            if newest is None:
+                raise RuntimeError(
+                    f"{folder} holds no complete checkpoint yet: let the run save one"
+                )
+            return newest
+    return None
+
+
+def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Llama:
+    with torch.device("meta"):
+        model = Llama(read_config(checkpoint / MODEL)).to(dtype)
+    model.to_empty(device=device)
+    read_model(checkpoint, model)
+    return model
+
+
+def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return what upstream puts before a text; SmolLM2, say, has a bos token but does not."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tuple(tokenizer.tokenizer("")["input_ids"])
+    return () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+
+
+def _eos_ids(folder: Path) -> frozenset[int]:
+    """Return the ends of sequence that a folder's generation config lists, if it has one."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return frozenset()
+    listed = json.loads(file.read_text()).get("eos_token_id") or []
+    return frozenset([listed] if isinstance(listed, int) else listed)

@@ -1,0 +1,115 @@
+"""Self-speculative decoding (LayerSkip, arXiv 2404.16710, appendix A.4): lossless early exit.
+
+The layers below the exit draft; the layers above it verify all drafts in one pass, starting from
+the residual streams that drafting left at the exit. No layer runs twice on a token.
+
+Letters: S positions, D width, V vocabulary, E exit layer, L layers, d drafts of a round.
+"""
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from inference.early_exit import check_exit
+from inference.generation import Round, Settings, up_to_eos
+from inference.sample import SamplingConfig, accept, choose
+from inference.workspace import Workspace, prepare
+from models.llama import Llama
+from models.plan import LayerPlan, full
+
+
+@torch.inference_mode()
+def self_speculative(
+    model: Llama,
+    prompt_ids: Sequence[int],
+    *,
+    exit_layer: int,
+    num_speculations: int,
+    settings: Settings,
+) -> Iterator[Round]:
+    """Yield the full model's tokens, some at a time: accepted drafts, then one of its own.
+
+    Greedy tokens equal those of autoregressive decoding; sampled ones have the same distribution.
+    A round drafts `num_speculations` tokens, or all that are left but one. The first round reads
+    the prompt: its drafting through the layers below E, its verification through the others.
+
+    Raises:
+        ValueError: if E is not in 1..L-1, nothing would be drafted, or the prompt does not fit.
+    """
+    started = perf_counter()
+    draft_plan, verify_plan = _plans(model, exit_layer, num_speculations)
+    work = prepare(
+        model, prompt_ids, settings, [draft_plan, verify_plan], max_queries=num_speculations + 1
+    )
+    ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
+    start, left, depth = 0, settings.max_new_tokens, model.config.num_hidden_layers
+    while left:
+        num_drafts = min(num_speculations, left - 1)
+        h, drafts, draft_p = _draft(
+            model, ids, draft_plan, work, start, num_drafts, settings.sampling
+        )
+        h = model(h, work.tokens(start, h.shape[1]), verify_plan)[depth]  # (1, S + d, D)
+        logits = model.unembed(h[0, -num_drafts - 1 :])  # (d + 1, V)
+        tokens, drafted, last = accept(logits, drafts, draft_p, settings.sampling, work.generator)
+        start += ids.shape[1] + len(tokens) - 1
+        work.cache.crop(start)
+        ids = last[None]  # (1, 1): the one token that no layer has seen
+        round_ = _finish(tokens, drafted, settings.eos_ids, perf_counter() - started)
+        yield round_
+        left = 0 if round_.tokens[-1] in settings.eos_ids else left - len(tokens)
+        started = perf_counter()
+
+
+def _plans(model: Llama, exit_layer: int, num_speculations: int) -> tuple[LayerPlan, LayerPlan]:
+    check_exit(model, exit_layer)
+    if num_speculations < 1:
+        raise ValueError(
+            f"num_speculations must be at least 1, got {num_speculations}; "
+            "to draft nothing use strategy=autoregressive"
+        )
+    depth = model.config.num_hidden_layers
+    return full(exit_layer), full(depth, start=exit_layer)
+
+
+def _draft(
+    model: Llama,
+    ids: Tensor,
+    plan: LayerPlan,
+    work: Workspace,
+    start: int,
+    num_drafts: int,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Draft after the uncached tokens ids (1, S), which follow `start` cached ones.
+
+    The last draft goes through the layers too, so that verification need not.
+
+    Returns:
+        The residual stream at the exit (1, S + d, D); d drafts (1,); the processed probabilities
+        (1, V) that each was drawn from, none when greedy.
+    """
+    states: list[Tensor] = []
+    drafts: list[Tensor] = []
+    draft_p: list[Tensor] = []
+    while True:
+        h = model(ids, work.tokens(start, ids.shape[1]), plan)[plan.exits[-1]]  # (1, S, D)
+        states.append(h)
+        if len(drafts) == num_drafts:
+            return torch.cat(states, dim=1), drafts, draft_p
+        start += ids.shape[1]
+        token, p = choose(model.unembed(h[:, -1]), sampling, work.generator)  # (1,)
+        drafts.append(token)
+        if p is not None:
+            draft_p.append(p)
+        ids = token[None]  # (1, 1)
+
+
+def _finish(
+    tokens: list[int], drafted: list[int], eos_ids: frozenset[int], seconds: float
+) -> Round:
+    """Cut a round at the end of sequence; drafts beyond a drafted one were never in question."""
+    kept = up_to_eos(tokens, eos_ids)
+    accepted = min(len(tokens) - 1, len(kept))
+    return Round(kept, len(up_to_eos(drafted, eos_ids)), accepted, seconds)

@@ -1,0 +1,111 @@
+"""What one generation works on, made once at its start: rotary angles, masks, cache, randomness.
+
+Letters: S positions in flight, T longest sequence, E head width, Q most queries at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.cache import KVCache
+from inference.generation import Settings
+from models.config import LlamaConfig
+from models.llama import Llama
+from models.plan import LayerPlan
+from models.rope import rotary_angles
+from models.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workspace:
+    """Tables that every pass takes views of, and the state; the model itself keeps none."""
+
+    cos: Tensor
+    """(1, T, E), in the model's dtype."""
+    sin: Tensor
+    """As cos."""
+    band: Tensor
+    """(Q, 2T), row i True up to column i + T: every causal mask is a window of it."""
+    cache: KVCache
+    generator: torch.Generator
+    """Seeded by the settings; every draw of the generation comes from it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.cos.device
+
+    def tokens(self, start: int, count: int) -> Tokens:
+        """Return the side data of `count` positions (1, S) that follow `start` cached ones.
+
+        Only several queries after cached positions need a mask.
+        """
+        mask = None
+        if start and count > 1:
+            shift = self.band.shape[1] // 2 - start
+            mask = self.band.narrow(0, 0, count).narrow(1, shift, start + count)  # (S, start + S)
+        return Tokens(
+            self.cos.narrow(1, start, count), self.sin.narrow(1, start, count), mask, self.cache
+        )
+
+
+def prepare(
+    model: Llama,
+    prompt_ids: Sequence[int],
+    settings: Settings,
+    plans: Sequence[LayerPlan],
+    *,
+    max_queries: int = 1,
+) -> Workspace:
+    """Return tables and buffers for the layers that the plans visit.
+
+    Args:
+        model: gives shapes, dtype and device.
+        prompt_ids: S ids.
+        settings: give the length; the last new token is never read, so T is one less.
+        plans: all plans that will run.
+        max_queries: Q, the most positions of one pass, the prompt's apart.
+
+    Raises:
+        ValueError: if the prompt is empty, too long, or not of the model's vocabulary.
+    """
+    check_prompt(model.config, prompt_ids, settings.max_new_tokens)
+    weight = model.model.embed_tokens.weight
+    dtype, device = weight.dtype, weight.device
+    max_length = len(prompt_ids) + settings.max_new_tokens - 1
+    positions = torch.arange(max_length, device=device)[None]  # (1, T)
+    cos, sin = rotary_angles(positions, model.config)  # (1, T, E)
+    band = torch.ones(max_queries, 2 * max_length, dtype=torch.bool, device=device)
+    cache = KVCache(
+        model.config,
+        layers=sorted({visit.layer for plan in plans for visit in plan.visits}),
+        max_length=max_length,
+        dtype=dtype,
+        device=device,
+    )
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    return Workspace(cos.to(dtype), sin.to(dtype), band.tril(max_length), cache, generator)
+
+
+def check_prompt(config: LlamaConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+    """Refuse what the model cannot continue.
+
+    Raises:
+        ValueError: if the prompt is empty, too long, or not of the model's vocabulary.
+    """
+    length, context = len(prompt_ids), config.max_position_embeddings
+    if not length:
+        raise ValueError("the prompt is empty: give at least one token")
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
+        raise ValueError(
+            f"the prompt has token ids {min(prompt_ids)}..{max(prompt_ids)}, the model's "
+            f"vocabulary is 0..{config.vocab_size - 1}: use the model's own tokenizer"
+        )
+    if length + max_new_tokens > context:
+        remedy = f"max_new_tokens={context - length} fits" if length < context else "shorten it"
+        raise ValueError(
+            f"the prompt has {length} tokens and max_new_tokens={max_new_tokens}, but the model's "
+            f"context is {context}: {remedy}"
+        )
