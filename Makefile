@@ -10,7 +10,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install -c constraints.txt
+DEV_STAMP := $(VENV)/.installed-dev
+# Python compiles what is imported anyway; compiling all of torch here would take longer.
+PIP := $(BIN)/python -m pip install --no-compile --no-build-isolation -c constraints.txt
 STARTED := $(shell date +%s)
 
 .DEFAULT_GOAL := help
@@ -22,24 +24,27 @@ help:
 quickstart: $(STAMP)
 	QUICKSTART_STARTED=$(STARTED) $(BIN)/python -m benchmarks.quickstart $(ARGS)
 
-test: $(STAMP)
+test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@for script in .ci/run $(wildcard slurm/*.sh); do bash -n "$$script" || exit 1; done
 
-# The stamp is touched last: an installation that failed is tried again. DeepSpeed's setup imports
-# torch and has to find it here, hence the order and --no-build-isolation.
+# A stamp is touched last: an installation that failed is tried again. DeepSpeed's setup imports torch
+# and has to find it here, hence the order and --no-build-isolation.
 $(STAMP): constraints.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "no $(PYTHON) here: name a Python >= 3.11, as in: make PYTHON=python3 $(MAKECMDGOALS)" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
-	$(PIP) --no-build-isolation deepspeed
+	$(PIP) -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
 	$(PIP) -e ".[dev]"
 	@touch $@
 

@@ -157,7 +157,7 @@ class Loader:
             return Batch(ids[:, :-1].contiguous(), labels, arange, None)
         is_border = documents[:, 1:] != documents[:, :-1]  # (B, S)
         labels = labels.masked_fill(is_border, IGNORED)
-        is_start = torch.nn.functional.pad(is_border[:, :-1], (1, 0), value=True)  # (B, S)
+        is_start = torch.nn.functional.pad(is_border[:, :-1], (1, 0))  # (B, S)
         starts = torch.where(is_start, arange, 0).cummax(dim=1).values  # (B, S)
         documents = documents[:, :-1].contiguous()
         return Batch(ids[:, :-1].contiguous(), labels, arange - starts, documents)

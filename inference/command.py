@@ -36,12 +36,15 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
         values = _json_values(config, loaded, prompt_ids, Generation(tuple(decode(prompt_ids))))
         if config.compare and index == len(prompts) - 1:
             measured = _compare(config, loaded, decode, prompts)
-            values["comparison"] = comparison_figures(measured, config.strategy)
+            values["comparison"] = comparison_figures(
+                measured, config.strategy, is_greedy=config.temperature == 0
+            )
         out.write(json.dumps(values) + "\n")
         out.flush()
     if config.compare and config.output == "text":
         measured = _compare(config, loaded, decode, prompts)
-        out.write("\n" + comparison_table(measured, _label(config)))
+        table = comparison_table(measured, _label(config), is_greedy=config.temperature == 0)
+        out.write("\n" + table)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:

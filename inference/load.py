@@ -62,7 +62,7 @@ class Loaded:
         return self.tokenizer.decode(ids)
 
 
-def load(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Loaded:
+def load(source: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> Loaded:
     """Return the model of a training run (its latest checkpoint), one checkpoint, folder or hub id.
 
     Shards written by any number of ranks are read straight into the model.
@@ -113,7 +113,7 @@ def find_checkpoint(source: Path) -> Path | None:
     return None
 
 
-def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Llama:
+def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device | str) -> Llama:
     with torch.device("meta"):
         model = Llama(read_config(checkpoint / MODEL)).to(dtype)
     model.to_empty(device=device)

@@ -26,13 +26,13 @@ def figures(generation: Generation) -> dict[str, Any]:
     }
 
 
-def comparison_figures(comparison: Comparison, strategy: str) -> dict[str, Any]:
+def comparison_figures(comparison: Comparison, strategy: str, *, is_greedy: bool) -> dict[str, Any]:
     """Return the figures of a comparison; the rows are named by their strategies."""
     return {
         "autoregressive": _row_figures(comparison.baseline),
         strategy: _row_figures(comparison.candidate),
         "speedup": comparison.speedup,
-        "same_output": comparison.is_same_output,
+        "same_output": comparison.is_same_output if is_greedy else None,
         "prompts": len(comparison.baseline.generations),
         "repeats": len(comparison.baseline.repeats),
     }
@@ -48,7 +48,7 @@ def _row_figures(measured: Measurement) -> dict[str, Any]:
     }
 
 
-def comparison_table(comparison: Comparison, label: str) -> str:
+def comparison_table(comparison: Comparison, label: str, *, is_greedy: bool) -> str:
     """Return both rows and the speedup as lines of text; `label` names the candidate."""
     base, ours = comparison.baseline, comparison.candidate
     rows = [
@@ -63,7 +63,8 @@ def comparison_table(comparison: Comparison, label: str) -> str:
         lines.append("rounds that accepted 0, 1, 2, ... drafts: " + " ".join(map(str, counts)))
     same = "the same tokens" if comparison.is_same_output else "other tokens than autoregressive"
     lines.append(
-        f"{same}; {len(base.generations)} prompts, medians of {len(base.repeats)} interleaved runs"
+        f"prompts: {len(base.generations)}, medians of {len(base.repeats)} interleaved runs; "
+        + (same if is_greedy else "sampled, so the tokens differ")
     )
     return "\n".join(lines) + "\n"
 

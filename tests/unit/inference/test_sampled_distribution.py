@@ -1,0 +1,115 @@
+"""Sampled continuations against their exact probabilities, enumerated from the model's logits."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from inference.generate import autoregressive
+from inference.generation import Decode, Generation, Settings
+from inference.sample import SamplingConfig
+from inference.self_speculative import self_speculative
+from models.llama import Llama
+from models.plan import full
+from models.tokens import make_tokens
+from tests.tiny import tiny_config, tiny_llama
+
+VOCABULARY, LENGTH, PROMPT = 5, 3, [2, 0]
+SAMPLES = 1500
+TINY = tiny_config(
+    vocab_size=VOCABULARY,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    initializer_range=0.6,  # exits that disagree, no token hopeless
+)
+
+
+def _next(model: Llama, prefix: tuple[int, ...], sampling: SamplingConfig) -> Tensor:
+    """Return the exact probabilities (V,) of the next token, processed by transformers."""
+    ids = torch.tensor([[*PROMPT, *prefix]])
+    tokens = make_tokens(model.config, torch.arange(ids.shape[1])[None])
+    logits = model.unembed(model(ids, tokens, full(2))[2])[:, -1]  # (1, V)
+    logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
+    return logits.softmax(-1)[0]
+
+
+@torch.no_grad()
+def _exact(
+    model: Llama, sampling: SamplingConfig, eos_ids: frozenset[int]
+) -> dict[tuple[int, ...], float]:
+    """Return the probability of every continuation, those that an end of sequence cuts included."""
+    exact, open_ = dict[tuple[int, ...], float](), {(): 1.0}
+    while open_:
+        prefix, mass = open_.popitem()
+        for token, p in enumerate(_next(model, prefix, sampling).tolist()):
+            longer = (*prefix, token)
+            is_over = len(longer) == LENGTH or token in eos_ids
+            (exact if is_over else open_)[longer] = mass * p
+    return exact
+
+
+def _p_value(counts: Counter[tuple[int, ...]], exact: dict[tuple[int, ...], float]) -> float:
+    """Return the chance of a fit as bad as this (Pearson), outcomes expected < 5 times pooled."""
+    assert all(exact[outcome] > 0 for outcome in counts)
+    total = counts.total()
+    cells = [(counts[o], total * p) for o, p in exact.items() if total * p >= 5]
+    rare = total - sum(seen for seen, _ in cells), total - sum(mean for _, mean in cells)
+    cells += [rare] if rare[1] >= 1 else []
+    statistic = sum((seen - mean) ** 2 / mean for seen, mean in cells)
+    half_freedom, half = torch.tensor([(len(cells) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half_freedom, half))
+
+
+def _speculative(drafts: int) -> Callable[[Llama, Settings], Decode]:
+    def bind(model: Llama, settings: Settings) -> Decode:
+        return lambda prompt: self_speculative(
+            model, prompt, exit_layer=1, num_speculations=drafts, settings=settings
+        )
+
+    return bind
+
+
+def _plain(model: Llama, settings: Settings) -> Decode:
+    return lambda prompt: autoregressive(model, prompt, plan=full(2), settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("bind", "sampling", "eos_ids"),
+    [
+        (_plain, SamplingConfig(temperature=1.0), []),
+        (_speculative(1), SamplingConfig(temperature=1.0), []),
+        (_speculative(2), SamplingConfig(temperature=0.7), []),
+        (_speculative(4), SamplingConfig(temperature=1.0, top_k=3), []),
+        (_speculative(2), SamplingConfig(temperature=1.3, top_p=0.8), []),
+        (_speculative(2), SamplingConfig(temperature=1.0), [1, 4]),
+    ],
+    ids=["autoregressive", "one draft", "temperature", "top-k", "top-p", "ends of sequence"],
+)
+def test_the_first_tokens_have_their_exact_joint_distribution(
+    bind: Callable[[Llama, Settings], Decode], sampling: SamplingConfig, eos_ids: list[int]
+) -> None:
+    model = tiny_llama(TINY, seed=3)
+    exact = _exact(model, sampling, frozenset(eos_ids))
+    assert sum(exact.values()) == pytest.approx(1)
+    generations = []
+    for seed in range(SAMPLES):
+        settings = Settings(
+            max_new_tokens=LENGTH, sampling=sampling, seed=seed, eos_ids=frozenset(eos_ids)
+        )
+        generations.append(Generation(tuple(bind(model, settings)(PROMPT))))
+    counts = Counter(tuple(each.token_ids) for each in generations)
+    assert _p_value(counts, exact) > 0.01
+    if bind is not _plain:
+        accepted = Counter(itertools.chain(*(each.accept_counts for each in generations)))
+        assert min(accepted[0], accepted[1]) > SAMPLES / 10  # both branches were taken often
