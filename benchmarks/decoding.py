@@ -38,7 +38,9 @@ def decode_both_ways(
         settings=settings,
     )
     generations = 2 * (1 + repeats * len(prompts))  # one warm-up each
-    with tqdm(total=generations, unit="prompt", desc="decoding", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=generations, unit="prompt", desc="decoding", dynamic_ncols=True, disable=None
+    ) as bar:  # disable=None: only a terminal gets a bar
         return compare(_counted(plain, bar), _counted(speculative, bar), prompts, repeats=repeats)
 
 

@@ -39,10 +39,10 @@ CONFIG = "configs/pretrain/quickstart.yaml"
 RANKS = 2
 EXIT_LAYER = 2
 NUM_SPECULATIONS = 6
-NUM_PROMPTS = 16
+NUM_PROMPTS = 12
 PROMPT_TOKENS = 48
 MAX_NEW_TOKENS = 96
-REPEATS = 2
+REPEATS = 3
 
 
 def main(overrides: list[str]) -> None:
@@ -92,9 +92,10 @@ def train(config: PretrainConfig, overrides: list[str], python: str) -> float:
     """
     done = _finished_steps(config)
     if done:
+        what = "nothing is left to train" if done == config.steps else "going on from there"
         say(
-            f"{config.run_folder} has {done} of {config.steps} steps: going on from there (remove "
-            "the folder to start again)"
+            f"{config.run_folder} has {done} of {config.steps} steps: {what} (remove the folder "
+            "to start again)"
         )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     seconds = run([python, *torchrun, "-m", "trainer", CONFIG, *overrides])

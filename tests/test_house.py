@@ -179,7 +179,7 @@ def test_every_yaml_loads_and_begins_with_its_command(path: str) -> None:
     load(getattr(importlib.import_module(module), name), ROOT / path)
     header = (ROOT / path).read_text().split("\n\n")[0]
     assert header.startswith("#")
-    assert re.search(r"torchrun|python -m|make|bash", header)
+    assert re.search(r"torchrun|python -m|make|bash|sbatch", header)
 
 
 @pytest.mark.parametrize(

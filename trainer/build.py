@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -83,9 +83,10 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         fill=lambda sharded, assign: _fill(sharded, assign, config),
         make_optimizer=lambda sharded: build_adamw(sharded, config.optim),
     )
-    state = {"step": 0, "tokens_seen": 0}
+    state: dict[str, Any] = {"step": 0, "tokens_seen": 0}
     if newest is not None:
         state = read_state(newest)
+        _check_data(state["data"], data_folder, newest)
         read_tensors(newest, MODEL, engine.weights())
         read_tensors(newest, OPTIMIZER, engine.optimizer_state())
     elif world.is_first:
@@ -115,6 +116,15 @@ def _check_vocabulary(data_folder: Path, shape: LlamaConfig) -> None:
         raise ValueError(
             f"model.vocab_size {shape.vocab_size} is smaller than the tokenizer's {size}: raise it "
             "or take the model's own tokenizer with data.tokenizer.path"
+        )
+
+
+def _check_data(before: str, data_folder: Path, checkpoint: Path) -> None:
+    """The order of the samples is a function of the step only while the data stays the same."""
+    if data_folder.name != before:
+        raise ValueError(
+            f"the data changed since {checkpoint} (prepared as {before}, now {data_folder.name}): "
+            "give the old files back, or choose another run_folder"
         )
 
 
@@ -149,6 +159,10 @@ def save(run: Run, step: int, tokens_seen: int) -> None:
         step,
         run.engine.weights(),
         run.engine.optimizer_state(),
-        {"tokens_seen": tokens_seen, "world_size": run.world.size},
+        {
+            "tokens_seen": tokens_seen,
+            "world_size": run.world.size,
+            "data": run.data_folder.name,
+        },
         write_extras,
     )

@@ -128,6 +128,11 @@ class PretrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_schedule(self.schedule, self.steps)
+        if self.data.valid_fraction == 0:
+            raise ValueError(
+                "data.valid_fraction is 0, but every exit is measured on held-out documents: set "
+                "it above 0, such as 0.01"
+            )
         if (self.model is None) == (self.init_from is None):
             raise ValueError(
                 "give either model (the shape of a fresh model) or init_from (a model to go on "

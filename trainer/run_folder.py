@@ -50,7 +50,7 @@ def claim(config: PretrainConfig) -> TextIO:
     """
     folder = Path(config.run_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("w")
+    file = (folder / "lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

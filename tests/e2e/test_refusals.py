@@ -84,6 +84,18 @@ def test_a_run_is_not_resumed_as_another_model(tmp_path: Path) -> None:
     assert before == sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
 
 
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    train([path, "steps=3"], ranks=1)
+    (tmp_path / "text" / "0.py").write_text("another text\n" * 100)
+    assert "the data changed since" in rank_refusal([path, "steps=3"], 1)
+
+
+def test_training_without_held_out_documents_is_refused(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    assert "data.valid_fraction is 0" in refusal([path, "data.valid_fraction=0", "--check"])
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     path = str(write_config(tmp_path))
     with claim(load(PretrainConfig, path)):

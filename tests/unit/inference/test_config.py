@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from inference.config import GenerateConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["exit_layer=2"], "exit_layer=2 would be ignored with strategy=autoregressive"),
+        (["num_speculations=4"], "num_speculations=4 would be ignored"),
+        (["strategy=early_exit"], r"strategy=early_exit needs exit_layer=1\.\.L-1"),
+        (["strategy=self_speculative"], "strategy=self_speculative needs exit_layer"),
+        (["strategy=early_exit", "exit_layer=0"], "exit_layer must be at least 1, got 0"),
+        (["strategy=early_exit", "exit_layer=-1"], "exit_layer must be at least 1, got -1"),
+        (["strategy=early_exit", "exit_layer=2", "num_speculations=4"], "would be ignored"),
+        (
+            ["strategy=self_speculative", "exit_layer=2", "num_speculations=0"],
+            "num_speculations must be at least 1, got 0; .* strategy=autoregressive",
+        ),
+        (["compare=true"], "compare=true compares a strategy with autoregressive"),
+        (["max_new_tokens=0"], "max_new_tokens must be at least 1, got 0"),
+        (["max_new_tokens=-5"], "max_new_tokens must be at least 1, got -5"),
+        (["temperature=-1"], "temperature must be 0"),
+        (["top_k=5"], "would be ignored at temperature=0"),
+        (["temperature=1", "top_p=2"], "top_p must be in"),
+        (["prompt=a", "prompts=b.txt"], "prompt and prompts are both set"),
+        (["strategy=speculative"], "strategy.*speculative"),
+        (["max_new_token=3"], "did you mean max_new_tokens"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        load(GenerateConfig, None, overrides)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_draft_length_has_a_default_where_drafting_happens() -> None:
+    chosen = load(GenerateConfig, None, ["strategy=self_speculative", "exit_layer=1"])
+    assert chosen.speculations == 6
+    longer = load(
+        GenerateConfig, None, ["strategy=self_speculative", "exit_layer=1", "num_speculations=9"]
+    )
+    assert longer.speculations == 9
+
+
+def test_a_prompt_is_taken_word_for_word() -> None:
+    text = 'def f(x: int = 3) -> "str":  # ${HOME} [1, {2: 3}]\n'
+    assert load(GenerateConfig, None, [f"prompt={text}"]).prompt == text
+
+
+def test_ends_of_sequence_may_be_passed_by() -> None:
+    eos = frozenset({1})
+    assert GenerateConfig().settings(eos).eos_ids == eos
+    assert GenerateConfig(stop_at_eos=False).settings(eos).eos_ids == frozenset()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "generate").glob("*.yaml")), ids=str)
+def test_a_shipped_config_needs_nothing_but_a_prompt(path: Path) -> None:
+    config = load(GenerateConfig, path, ["prompt=def"])
+    assert config.prompt == "def"
