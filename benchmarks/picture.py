@@ -72,7 +72,8 @@ def _perplexity(axes: Axes, report: Report, colours: Mapping[int, Colour]) -> No
     exits = sorted(report.perplexity_per_exit)
     values = [report.perplexity_per_exit[e] for e in exits]
     bars = axes.bar(exits, values, color=[colours[e] for e in exits])
-    axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+    labels = [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+    axes.bar_label(bars, labels, fontsize=8, padding=2)
     drafting = bars[exits.index(report.exit_layer)]
     drafting.set(edgecolor=ORANGE, linewidth=2.5)
     axes.plot([], [], "s", markerfacecolor="none", color=ORANGE, label="drafts")

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,10 @@ def read_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
     """
     check_tensors(folder, read_manifest(folder)["tensors"], tensors)
     alone = not dist.is_initialized()
-    load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder / part)), no_dist=alone)
+    reader = HuggingFaceStorageReader(str(folder / part))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # we know
+        load(dict(tensors), storage_reader=reader, no_dist=alone)
 
 
 def read_model(folder: Path, model: Llama) -> None:

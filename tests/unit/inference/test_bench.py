@@ -13,7 +13,7 @@ from inference.bench import (
 from inference.generation import Decode, Generation, Round
 from inference.report import comparison_figures, comparison_table, figures, one_line
 
-# 8 of 12 drafts accepted; 6 tokens in 2 s, and 4 in the prefill's 10 s
+# 7 of 11 drafts accepted; 6 tokens in 2 s, and 4 in the prefill's 10 s
 SPECULATED = Generation(
     (
         Round([1, 2, 3, 4], drafted=6, accepted=3, seconds=10.0),

@@ -59,7 +59,9 @@ def test_ends_of_sequence_may_be_passed_by() -> None:
     assert GenerateConfig(stop_at_eos=False).settings(eos).eos_ids == frozenset()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "generate").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "generate").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_a_shipped_config_needs_nothing_but_a_prompt(path: Path) -> None:
     config = load(GenerateConfig, path, ["prompt=def"])
     assert config.prompt == "def"

@@ -1,0 +1,146 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference.command import generate, read_prompts
+from inference.config import GenerateConfig
+from inference.load import Loaded, load
+
+FIELDS = {
+    "text", "token_ids", "acceptance_rate", "tokens_per_second", "seconds_prefill",
+    "seconds_decode", "rounds", "accept_histogram", "model", "strategy", "exit_layer",
+    "num_speculations",
+}  # fmt: skip
+SPECULATIVE: dict[str, Any] = {"strategy": "self_speculative", "exit_layer": 2}
+
+
+@pytest.fixture
+def loaded(exported: Path) -> Loaded:
+    return load(exported, dtype=torch.float64, device="cpu")
+
+
+def _generate(loaded: Loaded, **changes: Any) -> tuple[str, str]:
+    settings: dict[str, Any] = {
+        "prompt": "def f",
+        "max_new_tokens": 12,
+        "stop_at_eos": False,
+    } | changes
+    out, notes = io.StringIO(), io.StringIO()
+    generate(GenerateConfig(**settings), loaded, out, notes)
+    return out.getvalue(), notes.getvalue()
+
+
+def _json(loaded: Loaded, **changes: Any) -> list[dict[str, Any]]:
+    out, _ = _generate(loaded, output="json", **changes)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_json_has_every_field_and_agrees_with_itself(loaded: Loaded) -> None:
+    (values,) = _json(loaded, **SPECULATIVE, num_speculations=3)
+    assert values.keys() == FIELDS
+    assert len(values["token_ids"]) == 12
+    prompt = loaded.encode("def f")
+    assert "def f" + values["text"] == loaded.decode([*prompt, *values["token_ids"]])
+    assert values["rounds"] >= sum(values["accept_histogram"])
+    accepted = sum(n * rounds for n, rounds in enumerate(values["accept_histogram"]))
+    assert accepted + values["rounds"] == 12
+    assert (values["exit_layer"], values["num_speculations"]) == (2, 3)
+
+
+def test_plain_decoding_has_no_acceptance(loaded: Loaded) -> None:
+    (values,) = _json(loaded)
+    assert (values["acceptance_rate"], values["accept_histogram"]) == (None, [])
+    assert (values["exit_layer"], values["num_speculations"]) == (None, None)
+    assert values["rounds"] == 12
+    assert values["tokens_per_second"] == pytest.approx(11 / values["seconds_decode"])
+
+
+def test_self_speculation_writes_the_text_of_plain_decoding(loaded: Loaded) -> None:
+    assert _json(loaded, **SPECULATIVE)[0]["text"] == _json(loaded)[0]["text"]
+    assert _json(loaded, strategy="early_exit", exit_layer=2)[0]["text"] != _json(loaded)[0]["text"]
+
+
+def test_streamed_text_is_the_prompt_and_what_json_calls_text(loaded: Loaded) -> None:
+    out, notes = _generate(loaded, **SPECULATIVE)
+    assert out == "def f" + _json(loaded)[0]["text"] + "\n"
+    assert notes.startswith("[12 tokens, ")
+
+
+def test_a_comparison_prints_both_rows_and_the_speedup(loaded: Loaded) -> None:
+    out, _ = _generate(loaded, **SPECULATIVE, compare=True)
+    table = out.split("\n\n")[-1]
+    assert "\nautoregressive" in table
+    assert "\nself_speculative, exit 2, 6 drafts" in table
+    assert "1.00x" in table
+    assert "the same tokens" in table
+
+
+def test_a_comparison_is_in_the_last_object(loaded: Loaded, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("def f\n\nclass A\n")
+    values = _json(loaded, **SPECULATIVE, compare=True, prompt=None, prompts=str(file))
+    assert [each.keys() == FIELDS for each in values] == [True, False]
+    comparison = values[-1]["comparison"]
+    assert comparison["same_output"] is True
+    assert comparison["prompts"] == 2
+    assert comparison["autoregressive"]["tokens"] == 24
+    assert comparison["self_speculative"]["tokens_per_second"] > 0
+    assert comparison["speedup"] > 0
+
+
+def test_one_new_token_has_no_rate(loaded: Loaded) -> None:
+    (values,) = _json(loaded, **SPECULATIVE, max_new_tokens=1)
+    assert (values["tokens_per_second"], values["rounds"]) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "early_exit", "exit_layer": 4}, r"exit_layer must be in 1\.\.3 .* got 4"),
+        ({"max_new_tokens": 1000}, "max_new_tokens=1000, but the model's context is 256"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "x " * 300}, "context is 256: shorten it"),
+        ({"prompt": None}, "there is no prompt"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_anything_is_printed(
+    loaded: Loaded, changes: dict[str, Any], message: str
+) -> None:
+    out = io.StringIO()
+    config = GenerateConfig(**({"prompt": "def"} | changes))
+    with pytest.raises(ValueError, match=message):
+        generate(config, loaded, out, out)
+    assert out.getvalue() == ""
+
+
+def test_prompts_come_from_lines_or_json_lines(tmp_path: Path) -> None:
+    lines, objects = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    lines.write_text("one\n\ntwo\n")
+    objects.write_text('{"prompt": "one\\nline"}\n{"prompt": "two", "id": 3}\n')
+    assert read_prompts(GenerateConfig(prompts=str(lines))) == ["one", "two"]
+    assert read_prompts(GenerateConfig(prompts=str(objects))) == ["one\nline", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "line 2 is not an object such as"),
+        ("plain text\n", "line 1 is not an object such as"),
+        ('{"prompt": 3}\n', "line 1 is not an object such as"),
+    ],
+)
+def test_a_bad_line_of_prompts_is_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(GenerateConfig(prompts=str(file)))
+
+
+def test_a_missing_file_of_prompts_is_named() -> None:
+    with pytest.raises(ValueError, match=r"prompts=nowhere\.txt: there is no such file"):
+        read_prompts(GenerateConfig(prompts="nowhere.txt"))
