@@ -1,4 +1,4 @@
-"""`python -m inference generate MODEL key=value ...`."""
+"""`python -m inference generate MODEL key=value ...` and `export MODEL FOLDER key=value ...`."""
 
 import sys
 
@@ -8,44 +8,63 @@ from configs.command import run_command
 from configs.load import help_text, load
 from inference.command import generate, read_prompts
 from inference.config import GenerateConfig
+from inference.export import ExportConfig, export
 from inference.load import load as load_model
 
 USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE] [key=value ...]
+       python -m inference export MODEL FOLDER [key=value ...]
 
-Continue a text. MODEL is the folder of a training run, one checkpoint in it, a folder in Hugging
-Face form, or a hub id. FILE is YAML such as configs/generate/self_speculative.yaml; a key given
-on the command line overrides it. Keys:
+generate continues a text; export writes a folder that transformers loads. MODEL is the folder of a
+training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. FILE is YAML such
+as configs/generate/self_speculative.yaml; a key given on the command line overrides it.
 """
 
 
 def main(arguments: list[str]) -> None:
-    """Generate what the command line describes."""
+    """Do what the command line describes.
+
+    Raises:
+        ValueError: if the command or a key is unknown, or the model is missing.
+    """
     if not arguments or {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"{USAGE}\n{help_text(GenerateConfig)}\n")
+        keys = f"Keys of generate:\n\n{help_text(GenerateConfig)}\n"
+        keys += f"\nKeys of export:\n\n{help_text(ExportConfig)}\n"
+        sys.stdout.write(f"{USAGE}\n{keys}")
         return
-    config, model = parse(arguments)
+    command, *rest = arguments
+    commands = {"generate": _generate, "export": _export}
+    if command not in commands:
+        raise ValueError(f"unknown command {command!r}: there are {' and '.join(commands)}")
+    if not rest or "=" in rest[0]:
+        raise ValueError("no MODEL: name a run's folder, a model's folder or a hub id first")
+    commands[command](rest[0], rest[1:])
+
+
+def _generate(model: str, overrides: list[str]) -> None:
+    config = parse_generate(overrides)
     read_prompts(config)  # what is wrong with them should not wait for the model
     loaded = load_model(model, dtype=getattr(torch, config.dtype), device=_device(config.device))
     generate(config, loaded, sys.stdout, sys.stderr)
 
 
-def parse(arguments: list[str]) -> tuple[GenerateConfig, str]:
-    """Return the config and the model's place.
+def parse_generate(overrides: list[str]) -> GenerateConfig:
+    """Return the config of `generate`: a file, if one is named, changed by the other overrides.
 
     Raises:
-        ValueError: if the command or a key is unknown, or the model is missing.
+        ValueError: if a key is unknown or a value does not fit.
     """
-    command, *rest = arguments
-    if command != "generate":
-        raise ValueError(f"unknown command {command!r}: there is generate; see --help")
-    if not rest or "=" in rest[0]:
-        raise ValueError("no MODEL: name a run's folder, a model's folder or a hub id first")
-    model, *overrides = rest
     files = [a.removeprefix("config=") for a in overrides if a.startswith("config=")]
     if len(files) > 1:
         raise ValueError(f"config is given {len(files)} times: give one file")
     keys = [a for a in overrides if not a.startswith("config=")]
-    return load(GenerateConfig, files[0] if files else None, keys), model
+    return load(GenerateConfig, files[0] if files else None, keys)
+
+
+def _export(model: str, rest: list[str]) -> None:
+    if not rest or "=" in rest[0]:
+        raise ValueError("no FOLDER: name a new folder after the model")
+    folder = export(model, rest[0], load(ExportConfig, None, rest[1:]))
+    sys.stdout.write(f"exported {model} to {folder}\n")
 
 
 def _device(wanted: str) -> torch.device:

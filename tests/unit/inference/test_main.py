@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.__main__ import main, parse
+from inference.__main__ import main, parse_generate
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -43,16 +43,18 @@ def test_a_mistake_is_one_line_and_an_exit_code(exported: Path) -> None:
 
 def test_a_file_is_overridden_by_the_command_line() -> None:
     file = str(ROOT / "configs" / "generate" / "self_speculative.yaml")
-    config, model = parse(["generate", "runs/x", "exit_layer=3", f"config={file}", "prompt=a=b"])
-    assert (model, config.exit_layer, config.prompt) == ("runs/x", 3, "a=b")
+    config = parse_generate(["exit_layer=3", f"config={file}", "prompt=a=b"])
+    assert (config.exit_layer, config.prompt) == (3, "a=b")
     assert config.strategy == "self_speculative"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["decode", "runs/x"], "unknown command 'decode': there is generate"),
+        (["decode", "runs/x"], "unknown command 'decode': there are generate and export"),
         (["generate"], "no MODEL"),
+        (["export", "runs/x"], "no FOLDER"),
+        (["export", "runs/x", "folder", "dtype=int8"], "dtype"),
         (["generate", "prompt=a"], "no MODEL"),
         (["generate", "runs/x", "config=a.yaml", "config=b.yaml"], "config is given 2 times"),
         (["generate", "runs/x", "config=nothing.yaml"], "no config file nothing.yaml"),
@@ -61,7 +63,7 @@ def test_a_file_is_overridden_by_the_command_line() -> None:
 )
 def test_a_command_that_cannot_be_read_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse(arguments)
+        main(arguments)
 
 
 def test_a_missing_prompt_is_said_before_the_model_is_loaded() -> None:
