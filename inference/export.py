@@ -1,4 +1,4 @@
-"""Write any model we can load as a Hugging Face folder, tokenizer and generation config included."""
+"""Write any model we can load as a Hugging Face folder, with tokenizer and generation config."""
 
 from dataclasses import dataclass
 from pathlib import Path
