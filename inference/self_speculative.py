@@ -41,7 +41,11 @@ def self_speculative(
     started = perf_counter()
     draft_plan, verify_plan = _plans(model, exit_layer, num_speculations)
     work = prepare(
-        model, prompt_ids, settings, [draft_plan, verify_plan], max_queries=num_speculations + 1
+        model,
+        prompt_ids,
+        settings,
+        [draft_plan, verify_plan],
+        max_queries=min(num_speculations, settings.max_new_tokens) + 1,
     )
     ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
     start, left, depth = 0, settings.max_new_tokens, model.config.num_hidden_layers
