@@ -1,6 +1,7 @@
 """Fresh weights that depend on the seed and the parameter's name only, not on any layout."""
 
 import hashlib
+import re
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ def derive_seed(*parts: int | str) -> int:
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
+
+RESIDUAL_WRITER = re.compile(r"layers\.(\d+)\.(?:self_attn\.o_proj|mlp\.down_proj)\.weight")
 
 Assign = Callable[[nn.Parameter, Tensor], None]
 """Copies a whole tensor into a parameter, which may hold a shard of it."""
@@ -30,6 +33,9 @@ def init_weights(
 ) -> None:
     """Fill a model in place: matrices normal with `initializer_range`, norms one, biases zero.
 
+    What writes into the residual stream starts smaller the deeper it is, so that the
+    stream does not grow with depth (as in GPT-2, there by the number of layers).
+
     Every parameter draws from a generator of its own, seeded by its name, so that a layer's
     weights do not depend on how many layers there are or which rank holds them. One whole parameter
     is in memory at a time.
@@ -40,5 +46,12 @@ def init_weights(
             fresh.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             generator = torch.Generator().manual_seed(derive_seed("init", seed, name))
-            fresh.normal_(0.0, config.initializer_range, generator=generator)
+            std = config.initializer_range * _residual_scale(name)
+            fresh.normal_(0.0, std, generator=generator)
         assign(parameter, fresh)
+
+
+def _residual_scale(name: str) -> float:
+    """Return 1 / sqrt(2 (l + 1)) for the output projections of layer l, 1 for all else."""
+    found = RESIDUAL_WRITER.search(name)
+    return 1.0 if found is None else (2.0 * (int(found[1]) + 1)) ** -0.5

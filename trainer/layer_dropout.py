@@ -88,9 +88,10 @@ def plan_step(
     counts = survivor_counts(
         config, num_layers=num_layers, step=step, total_steps=total_steps, seed=seed, rows=rows
     )
+    exits = tuple(exits) or (num_layers,)
     survivors = [
         None if count == rows else _choose(rows, count, (seed, step, layer, microbatch))
-        for layer, count in enumerate(counts)
+        for layer, count in enumerate(counts[: max(exits)])  # nothing above them is asked for
     ]
     return dropped(survivors, exits=exits)
 

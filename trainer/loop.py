@@ -7,11 +7,11 @@ import torch
 
 from data_pipelines.loader import Batch, prefetch
 from models.flops import flop_fraction, flops_of_plan
-from models.plan import LayerPlan
+from models.plan import LayerPlan, Rows
 from trainer.build import Run, save
 from trainer.device_peaks import device_peak, peak_memory
 from trainer.exit_weights import exit_weights
-from trainer.layer_dropout import drop_probabilities, plan_step, survivor_counts
+from trainer.layer_dropout import drop_probabilities, plan_step
 from trainer.metrics import StepMetrics
 from trainer.observe import Observers
 from trainer.schedule import learning_rate
@@ -52,6 +52,8 @@ def train(run: Run) -> None:
                 observers.train(
                     step_metrics(run, step, plans[0], weights, result, seconds, tokens_seen)
                 )
+            else:
+                observers.advance(step)
             if _is_due(step, config.validate.every, config.steps):
                 observers.valid(
                     validate(
@@ -120,7 +122,7 @@ def step_metrics(
         "step": step - 1,
         "total_steps": config.steps,
     }
-    counts = survivor_counts(config.layer_dropout, seed=config.seed, rows=rows, **recipe)
+    ran = {v.layer: v.gate.rows.numel() if isinstance(v.gate, Rows) else rows for v in plan.visits}
     flops = config.batch.num_microbatches * flops_of_plan(
         plan,
         model,
@@ -137,7 +139,7 @@ def step_metrics(
         exit_weights=weights,
         agreement_per_exit=result.agreement_per_exit,
         drop_probability=drop_probabilities(config.layer_dropout, **recipe),
-        drop_rate=[1 - count / rows for count in counts],
+        drop_rate=[1 - ran.get(layer, 0) / rows for layer in range(model.num_hidden_layers)],
         active_exits=list(weights),
         flop_fraction=flop_fraction(plan, model, rows, config.data.seq_len),
         grad_norm=result.grad_norm,

@@ -18,6 +18,7 @@ class Observers:
         self.finished = False
         self._writers: list[MetricsWriter | TensorBoardWriter | Progress] = []
         self._close: list[Callable[[], None]] = []
+        self._progress: Progress | None = None
         if not run.world.is_first:
             return
         folder, config = Path(run.config.run_folder), run.config
@@ -34,8 +35,14 @@ class Observers:
             start_step=run.first_step,
             log_every=config.log_every * 10,
         )
+        self._progress = progress
         self._writers = [metrics, board, progress]
         self._close = [metrics.close, lambda: board.close(finished=self.finished), progress.close]
+
+    def advance(self, step: int) -> None:
+        """Show that a step is done whose metrics are not recorded."""
+        if self._progress is not None:
+            self._progress.advance(step)
 
     def train(self, metrics: StepMetrics) -> None:
         """Record a training step."""

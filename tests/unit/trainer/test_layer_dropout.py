@@ -177,3 +177,9 @@ def test_granularity_batch_drops_all_rows_or_none() -> None:
         assert all(visit.gate is None for visit in made.visits)
         dropped += 2 - len(made.visits)
     assert dropped / (2 * steps) == pytest.approx(0.3, abs=0.03)
+
+
+def test_layers_above_the_last_exit_are_not_visited() -> None:
+    made = plan(None, num_layers=5, exits=(1, 3))
+    assert [visit.layer for visit in made.visits] == [0, 1, 2]
+    assert made.exits == (1, 3)
