@@ -37,8 +37,8 @@ from trainer.run_folder import checkpoints_folder
 
 CONFIG = "configs/pretrain/quickstart.yaml"
 RANKS = 2
-EXIT_LAYER = 2
-NUM_SPECULATIONS = 6
+EXIT_LAYER = 4
+NUM_SPECULATIONS = 4
 NUM_PROMPTS = 12
 PROMPT_TOKENS = 48
 MAX_NEW_TOKENS = 96

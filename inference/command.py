@@ -95,6 +95,7 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
         model,
         exit_layer=config.exit_layer,
         num_speculations=config.speculations,
+        draft_confidence=config.draft_confidence,
         settings=settings,
     )
 

@@ -27,6 +27,9 @@ class GenerateConfig:
     num_speculations: int | None = None
     """Tokens drafted before each verification; only with self_speculative, where it is 6 unless
     set."""
+    draft_confidence: float = 0.0
+    """Stop a round's drafting after a token that the exit gives less probability than this; 0 always
+    drafts num_speculations. Only with self_speculative; the output is the same."""
     temperature: float = 0.0
     """0 takes the likeliest token (greedy); otherwise logits are divided by it before sampling."""
     top_k: int = 0
@@ -65,6 +68,13 @@ class GenerateConfig:
             raise ValueError(f"strategy={self.strategy} needs exit_layer=1..L-1")
         if self.strategy != "self_speculative":
             self._check_unused("num_speculations")
+            if self.draft_confidence:
+                raise ValueError(
+                    f"draft_confidence={self.draft_confidence} would be ignored with strategy="
+                    f"{self.strategy}: choose strategy=self_speculative, or leave it out"
+                )
+        if not 0 <= self.draft_confidence < 1:
+            raise ValueError(f"draft_confidence must be in [0, 1), got {self.draft_confidence}")
         for name in ("exit_layer", "num_speculations"):
             value = getattr(self, name)
             if value is not None and value < 1:

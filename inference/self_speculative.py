@@ -28,12 +28,15 @@ def self_speculative(
     exit_layer: int,
     num_speculations: int,
     settings: Settings,
+    draft_confidence: float = 0.0,
 ) -> Iterator[Round]:
     """Yield the full model's tokens, some at a time: accepted drafts, then one of its own.
 
     Greedy tokens equal those of autoregressive decoding; sampled ones have the same distribution.
-    A round drafts `num_speculations` tokens, or all that are left but one. The first round reads
-    the prompt: its drafting through the layers below E, its verification through the others.
+    A round drafts `num_speculations` tokens, or all that are left but one; with
+    `draft_confidence` it ends with the first draft that the exit finds less likely than that, at
+    the price of the host waiting for the device at each draft. The first round reads the prompt:
+    its drafting through the layers below E, its verification through the others.
 
     Raises:
         ValueError: if E is not in 1..L-1, nothing would be drafted, or the prompt does not fit.
@@ -52,10 +55,10 @@ def self_speculative(
     while left:
         num_drafts = min(num_speculations, left - 1)
         h, drafts, draft_p = _draft(
-            model, ids, draft_plan, work, start, num_drafts, settings.sampling
+            model, ids, draft_plan, work, start, num_drafts, settings.sampling, draft_confidence
         )
         h = model(h, work.tokens(start, h.shape[1]), verify_plan)[depth]  # (1, S + d, D)
-        logits = model.unembed(h[0, -num_drafts - 1 :])  # (d + 1, V)
+        logits = model.unembed(h[0, -len(drafts) - 1 :])  # (d + 1, V)
         tokens, drafted, last = accept(logits, drafts, draft_p, settings.sampling, work.generator)
         start += ids.shape[1] + len(tokens) - 1
         work.cache.crop(start)
@@ -85,8 +88,11 @@ def _draft(
     start: int,
     num_drafts: int,
     sampling: SamplingConfig,
+    confidence: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Draft after the uncached tokens ids (1, S), which follow `start` cached ones.
+
+    At most `num_drafts`, ending with the first whose probability is below `confidence`.
 
     The last draft goes through the layers too, so that verification need not.
 
@@ -103,8 +109,11 @@ def _draft(
         if len(drafts) == num_drafts:
             return torch.cat(states, dim=1), drafts, draft_p
         start += ids.shape[1]
-        token, p = choose(model.unembed(h[:, -1]), sampling, work.generator)  # (1,)
+        logits = model.unembed(h[:, -1])  # (1, V)
+        token, p = choose(logits, sampling, work.generator)  # (1,)
         drafts.append(token)
+        if confidence and float(logits.softmax(-1)[0, token]) < confidence:
+            num_drafts = len(drafts)
         if p is not None:
             draft_p.append(p)
         ids = token[None]  # (1, 1)

@@ -73,6 +73,20 @@ def test_never_more_than_was_asked_for(quiet_llama: Quiet, count: int, drafts: i
         assert _speculated(model, 1, drafts, settings).token_ids == _oracle(model, settings)
 
 
+@pytest.mark.parametrize("confidence", [0.05, 0.3, 0.99])
+def test_stopping_an_unsure_draft_changes_the_rounds_only(
+    quiet_llama: Quiet, confidence: float
+) -> None:
+    model, settings = quiet_llama(0.1), Settings(max_new_tokens=24)
+    prefix = dict(exit_layer=2, num_speculations=6, settings=settings)
+    always = Generation(tuple(self_speculative(model, PROMPT, **prefix)))
+    stopping = Generation(
+        tuple(self_speculative(model, PROMPT, **prefix, draft_confidence=confidence))
+    )
+    assert stopping.token_ids == always.token_ids == _oracle(model, settings)
+    assert sum(stopping.draft_counts) < sum(always.draft_counts)
+
+
 def test_one_token_of_a_prompt_is_enough(quiet_llama: Quiet) -> None:
     model, settings = quiet_llama(0.1), Settings(max_new_tokens=20)
     assert _speculated(model, 2, 4, settings, [5]).token_ids == _oracle(model, settings, [5])
