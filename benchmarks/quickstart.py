@@ -37,7 +37,7 @@ from trainer.run_folder import checkpoints_folder
 
 CONFIG = "configs/pretrain/quickstart.yaml"
 RANKS = 2
-EXIT_LAYER = 4
+EXIT_LAYER = 3
 NUM_SPECULATIONS = 4
 NUM_PROMPTS = 12
 PROMPT_TOKENS = 48

@@ -28,8 +28,8 @@ class GenerateConfig:
     """Tokens drafted before each verification; only with self_speculative, where it is 6 unless
     set."""
     draft_confidence: float = 0.0
-    """Stop a round's drafting after a token that the exit gives less probability than this; 0 always
-    drafts num_speculations. Only with self_speculative; the output is the same."""
+    """End a round's drafting with the first token that the exit finds less likely than this; 0
+    always drafts num_speculations. Only with self_speculative; the output is the same."""
     temperature: float = 0.0
     """0 takes the likeliest token (greedy); otherwise logits are divided by it before sampling."""
     top_k: int = 0

@@ -27,7 +27,8 @@ class Workspace:
     sin: Tensor
     """As cos."""
     band: Tensor
-    """(Q, 2T), row i True up to column i + T: every causal mask is a window of it."""
+    """(Q, 2T), row i is 0 up to column i + T and -inf beyond: every causal mask is a window of it.
+    Added to the scores as it is; a boolean one would be converted by every layer."""
     cache: KVCache
     generator: torch.Generator
     """Seeded by the settings; every draw of the generation comes from it."""
@@ -77,7 +78,7 @@ def prepare(
     max_length = len(prompt_ids) + settings.max_new_tokens - 1
     positions = torch.arange(max_length, device=device)[None]  # (1, T)
     cos, sin = rotary_angles(positions, model.config)  # (1, T, E)
-    band = torch.ones(max_queries, 2 * max_length, dtype=torch.bool, device=device)
+    never = torch.full((max_queries, 2 * max_length), float("-inf"), dtype=dtype, device=device)
     cache = KVCache(
         model.config,
         layers=sorted({visit.layer for plan in plans for visit in plan.visits}),
@@ -86,7 +87,7 @@ def prepare(
         device=device,
     )
     generator = torch.Generator(device).manual_seed(settings.seed)
-    return Workspace(cos.to(dtype), sin.to(dtype), band.tril(max_length), cache, generator)
+    return Workspace(cos.to(dtype), sin.to(dtype), never.triu(max_length + 1), cache, generator)
 
 
 def check_prompt(config: LlamaConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:

@@ -31,7 +31,8 @@ class Tokens:
     sin: Tensor
     """As cos."""
     mask: Tensor | None = None
-    """(B, 1, S, S) True where a position may look; None means causal over everything."""
+    """(B, 1, S, S) or (S, T), True where a position may look, or 0 there and -inf elsewhere; None
+    means causal over everything."""
     cache: Cache | None = None
 
     def take(self, selection: Selection) -> "Tokens":
