@@ -12,6 +12,7 @@ SMALL = [
     "steps=4",
     "model.num_hidden_layers=4",
     "model.hidden_size=64",
+    "model.num_attention_heads=2",
     "model.intermediate_size=128",
     "model.vocab_size=1024",
     "data.source.stdlib.max_megabytes=1.5",
