@@ -27,13 +27,17 @@ def test_every_matrix_is_another_draw_and_another_seed_changes_them_all():
     assert len({m.flatten()[0].item() for m in matrices}) == len(matrices)
 
 
-def test_matrices_are_normal_norms_one_and_biases_zero():
+def test_matrices_are_normal_and_smaller_with_depth_where_they_write_into_the_stream():
     config = tiny_config(attention_bias=True, mlp_bias=True, initializer_range=0.3)
     for name, parameter in tiny_llama(config).named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
         elif "norm" in name:
             assert (parameter == 1).all(), name
+        elif "o_proj" in name or "down_proj" in name:
+            layer = int(name.split(".")[2])
+            expected = 0.3 / (2 * (layer + 1)) ** 0.5
+            assert abs(parameter.std() / expected - 1) < 0.07, name
         else:
             assert abs(parameter.std() - 0.3) < 0.02, name
 
