@@ -13,10 +13,7 @@ from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer, load_tokeni
 from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
 from models.llama import Llama
-from parallel.checkpoint import MODEL, STATE, latest, read_model
-
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
-"""Folders of a training run, and of a checkpoint."""
+from parallel.checkpoint import CHECKPOINTS, MODEL, STATE, TOKENIZER, latest, read_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)

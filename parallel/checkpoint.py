@@ -29,7 +29,10 @@ from parallel.manifest import check_tensors, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
-MODEL, OPTIMIZER, STATE, LATEST = "model", "optimizer", "state.json", "latest"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
+"""In a run: the folder of its checkpoints; in that, the file that names the newest."""
+MODEL, OPTIMIZER, TOKENIZER, STATE = "model", "optimizer", "tokenizer", "state.json"
+"""Parts of one checkpoint."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

@@ -9,13 +9,21 @@ from typing import Any, TextIO
 import torch
 
 from data_pipelines.loader import Loader, open_split
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import TOKENIZER_FOLDER, prepare, read_prepared
 from models.config import LlamaConfig
 from models.hf import load_weights, read_config
 from models.hf_config import config_to_hf
 from models.init import Assign, init_weights
 from models.llama import Llama
-from parallel.checkpoint import MODEL, OPTIMIZER, Checkpointer, latest, read_state, read_tensors
+from parallel.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    TOKENIZER,
+    Checkpointer,
+    latest,
+    read_state,
+    read_tensors,
+)
 from parallel.engine import Engine, build_engine
 from parallel.reduce import on_first_rank
 from parallel.world import World
@@ -111,7 +119,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
 
 
 def _check_vocabulary(data_folder: Path, shape: LlamaConfig) -> None:
-    size = json.loads((data_folder / "prepared.json").read_text())["vocab_size"]
+    size = read_prepared(data_folder).vocab_size
     if size > shape.vocab_size:
         raise ValueError(
             f"model.vocab_size {shape.vocab_size} is smaller than the tokenizer's {size}: raise it "
@@ -151,7 +159,7 @@ def save(run: Run, step: int, tokens_seen: int) -> None:
 
     def write_extras(folder: Path) -> None:
         shutil.copy(Path(run.config.run_folder) / CONFIG, folder / CONFIG)
-        shutil.copytree(run.data_folder / "tokenizer", folder / "tokenizer")
+        shutil.copytree(run.data_folder / TOKENIZER_FOLDER, folder / TOKENIZER)
         described = json.dumps(config_to_hf(run.model_config, dtype="float32"), indent=1)
         (folder / MODEL / "config.json").write_text(described)
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from data_pipelines.loader import IGNORED
 from models.llama import Llama
-
-IGNORED = -100
-"""Label of positions that are not predicted."""
 
 
 @dataclass(frozen=True, slots=True)

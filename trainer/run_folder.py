@@ -10,6 +10,7 @@ from typing import TextIO
 
 from configs.command import ROOT
 from configs.load import load, to_yaml
+from parallel.checkpoint import CHECKPOINTS
 from trainer.config import PretrainConfig
 
 CONFIG = "config.yaml"
@@ -20,7 +21,7 @@ PACKAGES = ("torch", "transformers", "datasets", "sentencepiece", "omegaconf", "
 
 def checkpoints_folder(config: PretrainConfig) -> Path:
     """Return where the run's checkpoints are."""
-    return Path(config.run_folder) / "checkpoints"
+    return Path(config.run_folder) / CHECKPOINTS
 
 
 def check_resumable(config: PretrainConfig) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipelines.loader import Batch
+from data_pipelines.loader import IGNORED, Batch
 from models.config import LlamaConfig
 from models.plan import LayerPlan
 from models.tokens import Tokens, make_tokens
 from parallel.agree import agree
 from parallel.engine import Engine
 from parallel.reduce import sum_over_ranks
-from trainer.losses import IGNORED, exit_losses
+from trainer.losses import exit_losses
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from data_pipelines.loader import Batch, Loader
+from data_pipelines.loader import IGNORED, Batch, Loader
 from models.plan import full
 from parallel.engine import Engine
 from parallel.reduce import sum_over_ranks
 from parallel.world import World
-from trainer.losses import IGNORED, exit_losses
+from trainer.losses import exit_losses
 from trainer.metrics import ValidMetrics
 from trainer.step import batch_tokens
 
