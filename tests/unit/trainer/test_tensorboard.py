@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,9 @@ def test_a_killed_and_resumed_run_shows_one_curve(tmp_path: Path) -> None:
         metrics.train(step_metrics(step))
         killed.train(step_metrics(step, loss=99.0))
     killed.close(finished=False)
+    # Event files are read in the order of their names: the second, then a counter as text, where 10
+    # comes before 9. A run is not resumed within the second in which it was killed.
+    time.sleep(1.1)
     metrics = MetricsWriter(tmp_path, resume_step=4)
     past = read_metrics(metrics.path)
     resumed = TensorBoardWriter(board, Config(), num_layers=4, resume_step=4, past=past)
