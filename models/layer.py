@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from models.attention import Attention
 from models.config import LlamaConfig
 from models.feed_forward import FeedForward
+from models.norm import RMSNorm
 from models.plan import Parts
 from models.tokens import Tokens
 
@@ -18,9 +19,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, h: Tensor, tokens: Tokens, parts: Parts = Parts.BOTH) -> Tensor:

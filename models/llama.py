@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 from models.config import LlamaConfig
 from models.execute import Call, plain_call, run_plan
 from models.layer import Layer
+from models.norm import RMSNorm
 from models.plan import LayerPlan
 from models.tokens import Tokens
 
@@ -22,7 +23,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleDict(
             {str(layer): Layer(config, layer) for layer in range(config.num_hidden_layers)}
         )
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class Llama(nn.Module):

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from parallel.host_memory import keep_host_memory
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -36,6 +38,8 @@ def start(*, device: Literal["auto", "cpu"] = "auto", timeout_seconds: float = 6
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)
     backend = "gloo"
+    if place.type == "cpu":
+        keep_host_memory()
     if place.type != "cpu":
         torch.accelerator.set_device_index(place)
         backend = f"cpu:gloo,{place.type}:{dist.get_default_backend_for_device(place)}"

@@ -32,3 +32,28 @@ def test_llama_3_scaling_stretches_long_wavelengths_and_keeps_short_ones():
     assert between.any()
     assert (scaled[between] < plain[between]).all()
     assert (scaled[between] > plain[between] / 8).all()
+
+
+def test_a_turn_is_a_complex_product():
+    config = tiny_config()
+    half = config.head_width // 2
+    x = torch.randn(2, 4, 6, config.head_width, dtype=torch.float64)
+    angles = torch.arange(6.0)[:, None] * inverse_frequencies(config)  # (S, E / 2)
+    product = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones(()), angles)
+    turned = rotate(x, *rotary_angles(torch.arange(6)[None], config))
+    expected = torch.cat((product.real, product.imag), dim=-1)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-6)  # angles are float32
+
+
+def test_the_gradient_is_that_of_the_plain_formula():
+    config = tiny_config()
+    cos, sin = rotary_angles(torch.randint(0, 99, (2, 6)), config)
+    x, grad = torch.randn(2, 2, 4, 6, config.head_width, dtype=torch.float64)
+    x.requires_grad_()
+    half = config.head_width // 2
+    plain = x * cos[:, None] + x.roll(half, dims=-1) * sin[:, None]
+    fast = rotate(x, cos, sin)
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, x, grad)[0], torch.autograd.grad(plain, x, grad)[0]
+    )

@@ -1,0 +1,198 @@
+"""`python -m benchmarks.savings`: how much of the skipped work turns into saved time.
+
+For one and two FSDP2 ranks, both granularities and several drop probabilities p, whole optimiser
+steps (forward, loss, backward, reduction, clipping, AdamW) under plans of layer dropout take turns
+with the full step. `saved_over_ideal` is the share of time saved over the share of FLOPs that the
+plan skips, the head's among all: 1.0 would mean that nothing is left but what was asked for.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import count
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.collectives import count_collectives
+from benchmarks.launch import on_ranks
+from benchmarks.lines import json_line, text_table
+from benchmarks.steps import make_engine, random_batch, run_step
+from benchmarks.timing import Clock, Timings, interleave, spread
+from data_pipelines.loader import Batch
+from models.config import LlamaConfig
+from models.flops import flops_of_plan
+from models.plan import LayerPlan, dropped, full
+from parallel.config import ParallelConfig
+from parallel.engine import Engine
+from parallel.world import World, start, stop
+from trainer.layer_dropout import plan_step
+from trainer.recipe_config import LayerDropoutConfig
+
+Granularity = Literal["sample", "batch"]
+
+MODEL = LlamaConfig(
+    vocab_size=4096,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+ROWS, SEQ_LEN = 16, 256
+PARALLEL = ParallelConfig(precision="bfloat16")
+PROBABILITIES = (0.0, 0.1, 0.3, 0.5, 0.7)
+ROUNDS = 7
+COLUMNS = (
+    "ranks",
+    "granularity",
+    "p",
+    "FLOPs skipped",
+    "time saved",
+    "saved / ideal (quartiles)",
+    "by CPU time",
+    "collectives of a layer not visited",
+)
+
+
+def plans_of(
+    p: float, granularity: Granularity, *, microbatch: int, seed: int = 0
+) -> Iterator[LayerPlan]:
+    """Yield the plans of steps 0, 1, ... for one microbatch; p is the same for every layer."""
+    config = LayerDropoutConfig(max_prob=p, curve="uniform", granularity=granularity)
+    for step in count():
+        yield plan_step(
+            config,
+            num_layers=MODEL.num_hidden_layers,
+            step=step,
+            total_steps=1_000_000,
+            seed=seed,
+            microbatch=microbatch,
+            rows=ROWS,
+        )
+
+
+def flops(plan: LayerPlan) -> float:
+    """Return the FLOPs of a training step of one rank: visited layers and one head."""
+    return flops_of_plan(
+        plan, MODEL, rows=ROWS, seq_len=SEQ_LEN, num_exits_unembedded=1, backward=True
+    )
+
+
+def measure(granularity: Granularity) -> list[dict[str, Any]]:
+    """Time steps on this rank; return a row for each probability."""
+    world = start(device=PARALLEL.device)
+    engine = make_engine(MODEL, PARALLEL, world)
+    batch = random_batch(MODEL, ROWS, SEQ_LEN, seed=world.rank)
+    step = partial(_step, engine, batch, world)
+    skipped: dict[float, list[float]] = {p: [] for p in PROBABILITIES}
+    everything = full(MODEL.num_hidden_layers)
+    jobs: dict[str, Callable[[], object]] = {"full": partial(step, everything)}
+    for p in PROBABILITIES:
+        plans = plans_of(p, granularity, microbatch=world.rank)
+
+        def job(plans: Iterator[LayerPlan] = plans, shares: list[float] = skipped[p]) -> None:
+            plan = next(plans)
+            shares.append(1 - flops(plan) / flops(everything))
+            step(plan)
+
+        jobs[f"p={p}"] = job
+    times = interleave(jobs, rounds=ROUNDS, wait=dist.barrier)
+    extra = collectives_of_unvisited(step)
+    rows = [
+        {
+            "ranks": world.size,
+            "granularity": granularity,
+            "p": p,
+            "step_seconds": times[f"p={p}"].median(),
+            "full_step_seconds": times["full"].median(),
+            "collectives_of_unvisited_layer": extra,
+            **savings(skipped[p][-ROUNDS:], times[f"p={p}"], times["full"]),
+        }
+        for p in PROBABILITIES
+    ]
+    stop()
+    return rows
+
+
+def _step(engine: Engine, batch: Batch, world: World, plan: LayerPlan) -> None:
+    run_step(engine, [batch], [plan], {MODEL.num_hidden_layers: 1.0}, world=world)
+
+
+def savings(skipped: list[float], some: Timings, everything: Timings) -> dict[str, Any]:
+    """Return the share of FLOPs skipped, the share of time saved, and the one over the other.
+
+    Args:
+        skipped: the share of FLOPs that the plan of each round leaves out.
+        some: the rounds with these plans.
+        everything: the rounds with the full plan.
+    """
+    figures: dict[str, Any] = {"skipped_flops": sum(skipped) / len(skipped)}
+
+    def saved(clock: Clock) -> list[float]:
+        pairs = zip(some.of(clock), everything.of(clock), strict=True)
+        return [1 - ours / theirs for ours, theirs in pairs]
+
+    figures["saved_time"] = spread(tuple(saved("wall"))).value
+    names: dict[Clock, str] = {"wall": "saved_over_ideal", "cpu": "saved_over_ideal_cpu"}
+    for clock, name in names.items():
+        pairs = [(s, f) for s, f in zip(saved(clock), skipped, strict=True) if f > 0]
+        figures[name] = asdict(spread(tuple(s / f for s, f in pairs))) if pairs else None
+    return figures
+
+
+def collectives_of_unvisited(step: Callable[[LayerPlan], object]) -> float:
+    """Return the collectives that a layer causes in a step which does not visit it."""
+    none = torch.tensor([], dtype=torch.int64)
+    counts = []
+    for visited in (1, 3, MODEL.num_hidden_layers):
+        plan = dropped([None] * visited + [none] * (MODEL.num_hidden_layers - visited))
+        counts.append(count_collectives(partial(step, plan)))
+    of_visited = (counts[1] - counts[0]) / 2
+    fixed = counts[2] - of_visited * MODEL.num_hidden_layers  # nothing is unvisited in this one
+    return (counts[1] - fixed - 3 * of_visited) / (MODEL.num_hidden_layers - 3)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as text."""
+
+    def cell(value: dict[str, float] | None) -> str:
+        return (
+            "-"
+            if value is None
+            else f"{value['value']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
+        )
+
+    return text_table(
+        COLUMNS,
+        [
+            (
+                r["ranks"],
+                r["granularity"],
+                r["p"],
+                f"{r['skipped_flops']:.3f}",
+                f"{r['saved_time']:.3f}",
+                cell(r["saved_over_ideal"]),
+                cell(r["saved_over_ideal_cpu"]),
+                r["collectives_of_unvisited_layer"],
+            )
+            for r in rows
+        ],
+    )
+
+
+def main() -> None:
+    """Measure every combination, print the table and a JSON line a row."""
+    rows = []
+    for ranks in (1, 2):
+        for granularity in ("batch", "sample"):
+            rows += on_ranks(ranks, measure, granularity)[0]
+    sys.stdout.write(table(rows) + "\n")
+    sys.stdout.writelines(json_line("savings", **row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
