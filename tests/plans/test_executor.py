@@ -156,6 +156,25 @@ def test_selecting_every_row_equals_no_gate(model, h):
     assert torch.equal(last(model, h, plan), last(model, h, full(1)))
 
 
+def test_gradients_of_selected_rows_are_those_of_plain_indexing(model, h):
+    survivors = [torch.tensor(kept) for kept in ([0, 2, 4], [1, 2], [2], [0, 1, 2, 3])]
+    h.requires_grad_()
+    found = run(model, h, dropped(survivors, exits=[1, 2, 4]))  # exits in between add gradients
+    plain, slow = {}, h
+    for layer, kept in enumerate(survivors):
+        out = last(model, slow.index_select(0, kept), ordered([layer], num_layers=4))
+        slow = slow.index_copy(0, kept, out)
+        plain[layer + 1] = slow
+    weights = [h, *model.layers.parameters()]
+    grads = torch.randn(3, *h.shape, dtype=torch.float64)
+    ours, theirs = (
+        torch.autograd.grad([of[e] for e in (1, 2, 4)], weights, grads.unbind(), retain_graph=True)
+        for of in (found, plain)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        close(a, b)
+
+
 def test_a_dropped_row_passes_its_gradient_on_and_gives_none_to_the_layer(model, h):
     h = h.requires_grad_()
     out = last(model, h, LayerPlan((Visit(0, gate=rows(1)),), (1,)))
