@@ -37,7 +37,7 @@ class Batch:
     positions: Tensor
     """(1, S) int64 if attention crosses documents, else (B, S), from 0 in each document."""
     documents: Tensor | None
-    """(B, S) int64 document ids; None if attention crosses documents."""
+    """(B, S) int64 document ids, never falling along a row; None if attention crosses documents."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

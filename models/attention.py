@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.config import LlamaConfig
+from models.cpu_attention import attend_in_bfloat16
+from models.packed_attention import attend_inside
 from models.rope import rotate
 from models.tokens import Tokens
 
@@ -37,19 +39,24 @@ class Attention(nn.Module):
         q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
         if tokens.cache is not None:
             k, v = tokens.cache.append(self.layer, k, v)  # (B, G, T, E)
-        mask, is_causal = _visibility(tokens, q.shape[2], k.shape[2])
-        out = _attend(q, k, v, mask, is_causal)  # (B, H, S, E)
+        out = _attend(q, k, v, tokens)  # (B, H, S, E)
         out = out.transpose(1, 2).flatten(2)  # (B, S, H * E); flatten works for zero rows too
         result: Tensor = self.o_proj(out)  # (B, S, D)
         return result
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
     """Return softmax(q k') v (B, H, S, E) for q (B, H, S, E) and k, v (B, G, T, E)."""
-    dtype, gqa = q.dtype, q.shape[1] != k.shape[1]
+    dtype = q.dtype
     if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
+        if tokens.is_plainly_causal and not torch.compiler.is_compiling():
+            return attend_in_bfloat16(q, k, v)
         # The CPU kernel's bfloat16 backward takes 2 to 3 times as long as its float32 one.
         q, k, v = q.float(), k.float(), v.float()
+    if tokens.documents is not None:
+        return attend_inside(q, k, v, tokens.documents).to(dtype)
+    mask, is_causal = _visibility(tokens, q.shape[2], k.shape[2])
+    gqa = q.shape[1] != k.shape[1]
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa)
     return out.to(dtype)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.config import LlamaConfig
+from models.documents import Documents, document_mask, make_documents
 from models.plan import Selection
 from models.rope import rotary_angles
 
@@ -34,6 +35,13 @@ class Tokens:
     """(B, 1, S, S) or (S, T), True where a position may look, or 0 there and -inf elsewhere; None
     means causal over everything."""
     cache: Cache | None = None
+    documents: Documents | None = None
+    """Given, attention stays inside each of them and there is neither mask nor cache."""
+
+    @property
+    def is_plainly_causal(self) -> bool:
+        """Whether each position sees all before it and nothing else: no mask, cache, documents."""
+        return self.mask is None and self.cache is None and self.documents is None
 
     def take(self, selection: Selection) -> "Tokens":
         """Cut everything to the selection. The only place where side data is cut (law 4).
@@ -52,9 +60,9 @@ class Tokens:
 
     def _rows(self, rows: Tensor) -> "Tokens":
         mask = self.mask if self.mask is None else _index_rows(self.mask, rows)
-        return replace(
-            self, cos=_index_rows(self.cos, rows), sin=_index_rows(self.sin, rows), mask=mask
-        )
+        documents = self.documents and self.documents.rows(rows)
+        cos, sin = _index_rows(self.cos, rows), _index_rows(self.sin, rows)
+        return replace(self, cos=cos, sin=sin, mask=mask, documents=documents)
 
     def _positions(self, tokens: Tensor) -> "Tokens":
         rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None]  # (B, 1)
@@ -67,11 +75,17 @@ class Tokens:
             mask = mask.expand(tokens.shape[0], -1, -1, -1)[:, 0]  # (B, S, S)
             mask = mask[rows[..., None], tokens[:, :, None], tokens[:, None, :]]  # (B, K, K)
             mask = mask[:, None]  # (B, 1, K, K)
-        return replace(self, cos=angles(self.cos), sin=angles(self.sin), mask=mask)
+        documents = self.documents and self.documents.positions(tokens)
+        cos, sin = angles(self.cos), angles(self.sin)
+        return replace(self, cos=cos, sin=sin, mask=mask, documents=documents)
 
 
 def _index_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x if x.shape[0] == 1 else x.index_select(0, rows)
+
+
+_PACKED_ON = ("cpu", "cuda")
+"""Devices with attention that visits nothing outside documents; others get a mask."""
 
 
 def make_tokens(
@@ -81,19 +95,23 @@ def make_tokens(
     documents: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tokens:
-    """Return the side data of a forward pass; angles and mask are computed once for all layers.
+    """Return the side data of a forward pass; what all layers share is computed once.
 
     Args:
         config: gives the rotary wavelengths.
         positions: (B, S), or (1, S) when all rows have the same.
-        documents: (B, S) ids; attention then stays inside a document. None lets it cross.
+        documents: (B, S) ids that never fall along a row; attention then stays inside a document.
+            None lets it cross.
         cache: keys and values of earlier positions.
+
+    Raises:
+        ValueError: if there are both documents and a cache.
     """
     cos, sin = rotary_angles(positions, config)
-    mask = None
-    if documents is not None:
-        length = documents.shape[1]
-        same = documents[:, :, None] == documents[:, None, :]  # (B, S, S)
-        causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
-        mask = (same & causal)[:, None]  # (B, 1, S, S)
-    return Tokens(cos, sin, mask, cache)
+    if documents is None:
+        return Tokens(cos, sin, cache=cache)
+    if cache is not None:
+        raise ValueError("make_tokens got documents and a cache: a cache holds one document a row")
+    if documents.device.type in _PACKED_ON:
+        return Tokens(cos, sin, documents=make_documents(documents))
+    return Tokens(cos, sin, mask=document_mask(documents))

@@ -1,6 +1,6 @@
 """A few training steps with everything on: by our engine, and by a plain loop to compare with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,7 +70,11 @@ def make_engine(
 
 
 def engine_steps(
-    engine: Engine, world: World, steps: Sequence[int] = range(STEPS), chunk: int = 10_000
+    engine: Engine,
+    world: World,
+    steps: Sequence[int] = range(STEPS),
+    chunk: int = 10_000,
+    batch: Callable[[int, int], Batch] = microbatch,
 ) -> list[float]:
     """Train; return the losses."""
     losses = []
@@ -79,7 +83,7 @@ def engine_steps(
         drawn = [plan_and_weights(step, g, engine.model.config.num_hidden_layers) for g in mine]
         result = train_step(
             engine,
-            [microbatch(step, g) for g in mine],
+            [batch(step, g) for g in mine],
             [plan for plan, _ in drawn],
             drawn[0][1],
             step=step,
@@ -107,24 +111,33 @@ def trained_by_engine(
     return {name: whole(t).clone() for name, t in state.items()} | {"losses": torch.tensor(losses)}
 
 
-def trained_plainly(tied: bool = False) -> dict[str, Tensor]:
-    """One process, one loop, nothing of the engine: autograd over the whole weighted loss."""
+def plain_loss(model: Llama, step: int, index: int) -> Tensor:
+    """Return the weighted loss of a microbatch, not yet divided: autograd over all of it."""
+    tokens = make_tokens(model.config, torch.arange(LENGTH)[None])
+    batch = microbatch(step, index)
+    plan, weights = plan_and_weights(step, index, model.config.num_hidden_layers)
+    loss = torch.zeros((), dtype=torch.float64)
+    for e, h in model(batch.ids, tokens, plan).items():
+        logits = model.unembed(h).flatten(0, 1)
+        loss = loss + weights[e] * cross_entropy(logits, batch.labels.flatten(), reduction="sum")
+    return loss
+
+
+def trained_plainly(
+    tied: bool = False,
+    batch: Callable[[int, int], Batch] = microbatch,
+    loss_of: Callable[[Llama, int, int], Tensor] = plain_loss,
+) -> dict[str, Tensor]:
+    """One process, one loop, nothing of the engine."""
     config = model_config(tie_word_embeddings=tied)
     model = Llama(config).double()
     init_weights(model, config, seed=3)
     optimizer = build_adamw(model, OPTIM)
-    tokens = make_tokens(config, torch.arange(LENGTH)[None])
     losses = []
     for step in range(STEPS):
-        batches = [microbatch(step, g) for g in range(MICROBATCHES)]
-        count = sum(int((b.labels != -100).sum()) for b in batches)
-        loss = torch.zeros((), dtype=torch.float64)
-        for g, batch in enumerate(batches):
-            plan, weights = plan_and_weights(step, g, config.num_hidden_layers)
-            for e, h in model(batch.ids, tokens, plan).items():
-                logits = model.unembed(h).flatten(0, 1)
-                summed = cross_entropy(logits, batch.labels.flatten(), reduction="sum")
-                loss = loss + weights[e] * summed / count
+        count = sum(int((batch(step, g).labels != -100).sum()) for g in range(MICROBATCHES))
+        sums = [loss_of(model, step, g) for g in range(MICROBATCHES)]
+        loss = torch.stack(sums).sum() / count
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         for parameter in model.parameters():
