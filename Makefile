@@ -1,6 +1,7 @@
 # make quickstart   train, shard and decode a small model on this machine, in minutes
 # make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
 # make lint         ruff, mypy, shell syntax
+# make bench        the speed benchmarks, tables and JSON lines, in about 20 minutes (runs/benchmarks)
 # make clean        delete the environment and all caches; runs/ and data/ stay
 #
 # Each makes the environment .venv first if it is missing or older than constraints.txt or
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --no-compile --no-build-isolation -c constra
 STARTED := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -32,6 +33,16 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@for script in .ci/run $(wildcard slurm/*.sh); do bash -n "$$script" || exit 1; done
+
+# Each claim has its script. What it prints is kept, so that a figure can be traced to its run.
+BENCHMARKS := savings exit_loss plain packed saving scale
+bench: $(STAMP)
+	@mkdir -p runs/benchmarks
+	@for name in $(BENCHMARKS); do \
+	  echo "== python -m benchmarks.$$name"; \
+	  $(BIN)/python -m benchmarks.$$name > runs/benchmarks/$$name.txt || exit 1; \
+	  grep -v '^{' runs/benchmarks/$$name.txt; \
+	done
 
 # A stamp is touched last: an installation that failed is tried again. DeepSpeed's setup imports torch
 # and has to find it here, hence the order and --no-build-isolation.

@@ -10,7 +10,8 @@ NAMESPACES = ("c10d", "_c10d_functional")
 
 def count_collectives(work: Callable[[], object]) -> int:
     """Run work and return how many gathers, reductions and other collectives it started."""
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         work()
     return counter.found
 
@@ -20,7 +21,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found = 0
+        self.found: int = 0
 
     def __torch_dispatch__(
         self,

@@ -3,13 +3,14 @@
 Counted are the matrix products, two operations per multiply-add: projections, head, and attention
 scores over all S x S pairs, not the causal half. That is what the PaLM paper (arXiv 2204.02311,
 appendix B) and `torch.utils.flop_counter` count, so that model FLOPs utilisation is comparable. A
-backward pass is twice the forward pass; recomputed activations are not counted.
+backward pass is twice the forward pass; what recomputation repeats is counted apart.
 
 Letters: B rows, S positions, D width, H query heads, G kv heads, E head width, F inner width,
 V vocabulary, L layers.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 from models.config import LlamaConfig
 from models.plan import LayerPlan, Parts, Rows, Visit, full
@@ -52,15 +53,27 @@ def num_parameters(config: LlamaConfig) -> int:
 
 def layer_parameters(config: LlamaConfig) -> int:
     """Return how many parameters one layer has."""
+    return sum(prod(shape) for shape in layer_shapes(config))
+
+
+def layer_shapes(config: LlamaConfig) -> list[tuple[int, ...]]:
+    """Return the shapes of one layer's weights, in the order of its modules."""
     width, inner = config.hidden_size, config.intermediate_size
     q_width, kv_width = _attention_widths(config)
-    biases = 0
+    attention = [(q_width, width), (kv_width, width), (kv_width, width), (width, q_width)]
+    mlp = [(inner, width), (inner, width), (width, inner)]
+    shapes: list[tuple[int, ...]] = [(width,), *attention, (width,), *mlp]  # a norm before each
     if config.attention_bias:
-        biases += q_width + 2 * kv_width + width
+        shapes += [(rows,) for rows, _ in attention]
     if config.mlp_bias:
-        biases += 2 * inner + width
-    norms = 2 * width
-    return _attention_weights(config) + 3 * width * inner + biases + norms
+        shapes += [(rows,) for rows, _ in mlp]
+    return shapes
+
+
+def root_shapes(config: LlamaConfig) -> list[tuple[int, ...]]:
+    """Return the shapes of the weights outside the layers: embedding, norm, head unless tied."""
+    table = (config.vocab_size, config.hidden_size)
+    return [table, (config.hidden_size,), *([] if config.tie_word_embeddings else [table])]
 
 
 def _attention_widths(config: LlamaConfig) -> tuple[int, int]:
@@ -96,8 +109,28 @@ def flops_of_plan(
         ValueError: a visit has a gate that is not `Rows`.
     """
     layers = sum(_visit_flops(v, config, rows, seq_len) for v in plan.visits)
-    head = 2.0 * rows * seq_len * config.hidden_size * config.vocab_size
-    return (3.0 if backward else 1.0) * (layers + num_exits_unembedded * head)
+    heads = num_exits_unembedded * head_flops(config, rows, seq_len)
+    return (3.0 if backward else 1.0) * (layers + heads)
+
+
+def layer_flops(config: LlamaConfig, rows: int, seq_len: int) -> float:
+    """Return the operations of one layer's forward pass on (B, S)."""
+    return _visit_flops(Visit(0), config, rows, seq_len)
+
+
+def head_flops(config: LlamaConfig, rows: int, seq_len: int) -> float:
+    """Return the operations of one exit's logits (B, S, V)."""
+    return 2.0 * rows * seq_len * config.hidden_size * config.vocab_size
+
+
+def recomputed_layer_flops(config: LlamaConfig, rows: int, seq_len: int) -> float:
+    """Return what recomputing one layer in the backward pass repeats of its forward pass on (B, S).
+
+    `torch.utils.checkpoint` stops once all that the backward pass reads is there again, which is
+    before the last product, the down projection.
+    """
+    last = 2.0 * rows * seq_len * config.hidden_size * config.intermediate_size
+    return layer_flops(config, rows, seq_len) - last
 
 
 def flop_fraction(plan: LayerPlan, config: LlamaConfig, rows: int, seq_len: int) -> float:

@@ -1,8 +1,8 @@
 """Sharded checkpoints: safetensors shards and JSON, readable by any number of ranks.
 
-Every rank writes its shards through torch's distributed checkpoint (DCP) with safetensors as the
-storage, so nothing in a checkpoint is a pickle. A checkpoint is written to `step_N.tmp`, renamed,
-and only then named in `latest`; an old one is never touched before the new one stands.
+Every rank writes its shards in the safetensors layout of torch's distributed checkpoint (DCP), so
+nothing in a checkpoint is a pickle. A checkpoint is written to `step_N.tmp`, renamed, and only then
+named in `latest`; an old one is never touched before the new one stands.
 """
 
 import json
@@ -13,19 +13,23 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from models.llama import Llama
+from models.ranges import named
+from parallel.engine import Engine
 from parallel.manifest import check_tensors, read_manifest, write_manifest
+from parallel.shard_file import write_shards
+from parallel.staging import Staging
+
+T = TypeVar("T")
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of one checkpoint: by part, MODEL and OPTIMIZER, and by name."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,99 +51,145 @@ def latest(checkpoints: Path) -> Path | None:
 
 
 class Checkpointer:
-    """Writes checkpoints into one folder, at most one at a time."""
+    """Writes checkpoints of an engine into one folder, at most one at a time.
 
-    def __init__(self, checkpoints: Path, *, keep_last: int, asynchronous: bool) -> None:
+    An asynchronous save holds training up nowhere but before its next update, and only if the
+    state is not copied to host memory by then: forward and backward leave the state alone.
+    """
+
+    def __init__(
+        self, checkpoints: Path, engine: Engine, *, keep_last: int, asynchronous: bool
+    ) -> None:
         self.checkpoints = checkpoints
         self.keep_last = keep_last
+        self._engine = engine
         # A group of its own: collectives of a background save must not mix with the step's.
         self._group = dist.new_group(backend="gloo")
-        self._asynchronous = asynchronous
+        device = next(engine.model.parameters()).device
+        self._staging = Staging(device) if asynchronous else None
+        self._staged = threading.Event()
+        self._staged.set()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        if asynchronous:
+            engine.before_update(self._wait_for_copy)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a background save has failed, which the next `save` or `wait` will raise."""
+        return self._failure is not None
 
     def save(
-        self,
-        step: int,
-        weights: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        state: Mapping[str, Any],
-        write_extras: Callable[[Path], None],
+        self, step: int, state: Mapping[str, Any], write_extras: Callable[[Path], None]
     ) -> None:
         """Save shards of this rank; every rank calls it with the same step.
 
         Args:
             step: finished optimiser steps.
-            weights: parameters by upstream name.
-            optimizer: optimizer state by name.
             state: JSON values that a resumed run needs.
             write_extras: rank 0 calls it with the folder, for configs and the tokenizer.
 
         Raises:
-            RuntimeError: if an earlier background save failed.
+            RuntimeError: on all ranks, if some rank could not save, now or in the background since
+                the last call.
         """
         self.wait()
-        job = (step, weights, optimizer, state, write_extras)
-        if not self._asynchronous:
-            self._write(*job)
+        parts = {MODEL: self._engine.weights(), OPTIMIZER: self._engine.optimizer_state()}
+        if self._staging is None:
+            self._write(step, state, write_extras, parts)
             return
-        staged = (step, _copy(weights), _copy(optimizer), state, write_extras)
-        self._thread = threading.Thread(target=self._write_guarded, args=staged, daemon=True)
+        self._staging.follow()
+        self._staged.clear()
+        job = (step, state, write_extras, parts)
+        self._thread = threading.Thread(target=self._write_behind, args=job, daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
         """Return when no save is under way.
 
         Raises:
-            RuntimeError: if the background save failed.
+            RuntimeError: on all ranks, if the background save failed on any.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise RuntimeError(f"saving a checkpoint failed: {failure}") from failure
+            raise failure
 
-    def _write_guarded(self, *job: Any) -> None:
+    def _wait_for_copy(self) -> None:
+        with named("checkpoint copy"):
+            self._staged.wait()
+
+    def _write_behind(self, *job: Any) -> None:
         try:
             self._write(*job)
-        except BaseException as failure:  # DCP raises BaseExceptions; the next wait() reports it
+        except BaseException as failure:  # whatever it is, the next wait() raises it
             self._failure = failure
+        finally:
+            self._staged.set()
 
     def _write(
         self,
         step: int,
-        weights: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
         write_extras: Callable[[Path], None],
+        parts: Parts,
     ) -> None:
+        """Take the three steps of a save, none before all ranks have taken the one before."""
         final = step_folder(self.checkpoints, step)
         partial = final.with_name(final.name + ".tmp")
-        first = dist.get_rank() == 0
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier(self._group)
-        self._write_shards(partial / MODEL, weights)
-        self._write_shards(partial / OPTIMIZER, optimizer)
-        dist.barrier(self._group)
-        if first:
-            write_extras(partial)
-            (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-            write_manifest(partial, {**weights, **optimizer})
-            _publish(partial, final)
-            _forget(self.checkpoints, self.keep_last)
-        dist.barrier(self._group)
 
-    def _write_shards(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        save(dict(tensors), storage_writer=writer, process_group=self._group)
+        def begin() -> Parts:
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            return self._stage(parts)
 
+        def write() -> None:
+            for part, tensors in staged.items():
+                write_shards(partial / part, tensors)
 
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy shards to host memory, so that training may go on while they are written."""
-    return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}
+        def finish() -> None:
+            if dist.get_rank() == 0:
+                write_extras(partial)
+                (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+                write_manifest(partial, {**staged[MODEL], **staged[OPTIMIZER]})
+                _publish(partial, final)
+                _forget(self.checkpoints, self.keep_last)
+
+        staged = self._together(step, begin)
+        self._together(step, write)
+        self._together(step, finish)
+
+    def _stage(self, parts: Parts) -> Parts:
+        """Return host copies of all tensors if training is to go on, which it then may."""
+        if self._staging is None:
+            return parts
+        copies = {part: self._staging.copy(tensors) for part, tensors in parts.items()}
+        self._staged.set()
+        return copies
+
+    def _together(self, step: int, job: Callable[[], T]) -> T:
+        """Run a job on every rank and return its result here; if one rank fails, all do.
+
+        Nobody waits for a rank that has given up.
+        """
+        outcome: T | BaseException
+        try:
+            outcome = job()
+        except BaseException as error:
+            outcome = error
+        failed = isinstance(outcome, BaseException)
+        reports: list[str | None] = [None] * dist.get_world_size()
+        mine = f"{type(outcome).__name__}: {outcome}" if failed else None
+        dist.all_gather_object(reports, mine, group=self._group)
+        for rank, report in enumerate(reports):
+            if report is not None:
+                raise RuntimeError(
+                    f"saving the checkpoint of step {step} failed on rank {rank}: {report}"
+                )
+        return cast(T, outcome)
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -156,10 +206,10 @@ def _publish(partial: Path, final: Path) -> None:
 
 def _forget(checkpoints: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints; never the one `latest` names."""
-    named = latest(checkpoints)
+    newest = latest(checkpoints)
     complete = sorted(p for p in checkpoints.glob("step_*") if p.suffix != ".tmp")
     for folder in complete[:-keep_last]:
-        if folder != named:
+        if folder != newest:
             shutil.rmtree(folder)
 
 

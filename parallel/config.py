@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FsdpConfig:
-    """PyTorch FSDP2: every parameter, gradient and moment is sharded over ranks."""
+    """PyTorch FSDP2: every parameter, gradient and moment is sharded over ranks; one rank alone has
+    nothing to shard."""
 
     shard_size: int | None = None
     """Ranks that share one copy of the weights; absent: all of them. A smaller number is hybrid

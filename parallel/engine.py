@@ -10,7 +10,7 @@ from models.llama import Llama
 from models.plan import LayerPlan
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
-from parallel.fsdp import Fill, FsdpEngine
+from parallel.torch_engine import Fill, TorchEngine
 from parallel.world import World
 
 
@@ -33,6 +33,10 @@ class Engine(Protocol):
 
     def step(self, learning_rate: float) -> None:
         """Update the parameters, forget the gradients."""
+        ...
+
+    def before_update(self, job: Callable[[], object]) -> None:
+        """Call a job at the start of every `step`, while the state is still the last one's."""
         ...
 
     def release(self) -> None:
@@ -64,4 +68,4 @@ def build_engine(
         fill: gives the shards their values, by calling what it is given on whole tensors.
         make_optimizer: makes the optimizer over the shards.
     """
-    return FsdpEngine(model, config, world, fill, make_optimizer)
+    return TorchEngine(model, config, world, fill, make_optimizer)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.ranges import named
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the elementwise sum of every rank's `values` (any shape), on their device."""
     total = values.clone()
     if dist.get_world_size() > 1:
-        dist.all_reduce(total)
+        with named("reduction"):
+            dist.all_reduce(total)
     return total
 
 

@@ -109,6 +109,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         data_folder=data_folder,
         checkpointer=Checkpointer(
             checkpoints_folder(config),
+            engine,
             keep_last=config.checkpoint.keep_last,
             asynchronous=config.checkpoint.asynchronous,
         ),
@@ -165,8 +166,6 @@ def save(run: Run, step: int, tokens_seen: int) -> None:
 
     run.checkpointer.save(
         step,
-        run.engine.weights(),
-        run.engine.optimizer_state(),
         {
             "tokens_seen": tokens_seen,
             "world_size": run.world.size,

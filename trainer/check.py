@@ -1,90 +1,151 @@
-"""`--check`: what a config would do, said before any data is read or any process started."""
+"""`--check`: what a config would do and cost, said before data is read or a process started."""
 
 import os
 
+import torch
+
 from configs.load import to_yaml
 from models.config import LlamaConfig
-from models.flops import count_parameters, flops_of_plan
-from models.plan import full
+from models.flops import count_parameters
+from parallel.config import ParallelConfig
+from parallel.cost import Sharding, step_traffic, total_traffic
+from parallel.memory import Workload, rank_memory, staged_bytes
 from trainer.build import model_config
 from trainer.config import PretrainConfig
 from trainer.exit_weights import exit_weights
+from trainer.expectation import StepCost, expected_around, expected_run
+from trainer.head_loss import chunk_size
 from trainer.layer_dropout import drop_probabilities
 from trainer.schedule import learning_rate
 
 GIB = 2**30
-MOMENTS = 3
-"""Master weight, and Adam's two means of it: float32 numbers for each parameter, sharded."""
+COLUMNS = (
+    f"{'step':<10} {'lr':<10} {'p of last':<10} {'FLOPs':<10} {'recomputed':<10} {'saved':<7} "
+    f"{'collectives':<12} {'GiB sent':<9} exits and weights"
+)
 
 
 def check_report(config: PretrainConfig) -> str:
-    """Return the resolved config, sizes, memory estimate and schedule as text.
+    """Return the resolved config, sizes, memory, communication and schedule as text.
 
     Raises:
-        ValueError: if config and model do not fit.
+        ValueError: if config and model do not fit, or the ranks cannot share the batch.
     """
     model = model_config(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     config.batch.check_ranks(ranks)
-    sections = (_sizes(config, model), _memory(config, model, ranks), _schedule(config, model))
+    sharding = sharding_of(config.parallel, ranks)
+    sections = (
+        _sizes(config, model),
+        _memory(config, model, sharding),
+        _schedule(config, model, sharding),
+        _whole_run(config, model, sharding),
+    )
     return "\n".join((to_yaml(config), *sections))
+
+
+def sharding_of(parallel: ParallelConfig, ranks: int) -> Sharding:
+    """Return what costs depend on: gathers in the compute type, reductions in float32.
+
+    Raises:
+        ValueError: if the shard groups do not fill the ranks.
+    """
+    shards = parallel.fsdp.shard_size or ranks
+    if ranks % shards:
+        raise ValueError(
+            f"parallel.fsdp.shard_size {shards} must divide the number of ranks {ranks}"
+        )
+    return Sharding(
+        ranks=ranks,
+        shard_ranks=shards,
+        reshard_after_forward=parallel.fsdp.reshard_after_forward,
+        gather_width=2 if parallel.precision == "bfloat16" else 4,
+    )
+
+
+def workload_of(config: PretrainConfig, model: LlamaConfig, ranks: int) -> Workload:
+    """Return what one of so many ranks computes at once."""
+    on_cpu = config.parallel.device == "cpu" or torch.accelerator.current_accelerator() is None
+    half = config.parallel.precision == "bfloat16"
+    return Workload(
+        rows=config.batch.micro_size,
+        seq_len=config.data.seq_len,
+        chunk_tokens=chunk_size(model.vocab_size, config.loss_chunk_tokens),
+        recompute=config.parallel.recompute,
+        accumulate=config.batch.num_microbatches > ranks,
+        wide_attention=half and on_cpu and not config.data.cross_document_attention,
+    )
 
 
 def _sizes(config: PretrainConfig, model: LlamaConfig) -> str:
     count = count_parameters(model)
     tokens = config.batch.global_size * config.data.seq_len
-    step = flops_of_plan(
-        full(model.num_hidden_layers),
-        model,
-        rows=config.batch.global_size,
-        seq_len=config.data.seq_len,
-        num_exits_unembedded=1,
-        backward=True,
-    )
     return (
         f"parameters: {count.total:,} ({count.layers:,} in layers, {count.embedding:,} embedding, "
         f"{count.head:,} head)\n"
         f"tokens: {tokens:,} a step, {tokens * config.steps:,} in all\n"
-        f"FLOPs of a step without dropout and exits: {step:.3g}\n"
     )
 
 
-def _memory(config: PretrainConfig, model: LlamaConfig, ranks: int) -> str:
-    """Estimate the memory of one rank: states, one gathered layer and root, activations, logits."""
-    count = count_parameters(model)
-    width = 2 if config.parallel.precision == "bfloat16" else 4
-    shard = config.parallel.fsdp.shard_size or ranks
-    states = count.total * (MOMENTS + 1) * 4 / shard  # + 1: the gradient
-    layer = count.layers / model.num_hidden_layers
-    root = count.embedding + count.head + count.norm
-    gathered = 2 * width * (2 * layer + root)  # weights and gradients, the next layer prefetched
-    positions = config.batch.micro_size * config.data.seq_len
-    kept = model.hidden_size * (1 if config.parallel.recompute else 8)
-    if not config.parallel.recompute:
-        kept += 2 * (model.num_attention_heads + model.kv_heads) * model.head_width
-        kept += 4 * model.intermediate_size
-    activations = positions * kept * model.num_hidden_layers * width
-    logits = min(positions, config.loss_chunk_tokens) * model.vocab_size * (width + 8)
-    parts = {
-        "weights, gradients, moments": states,
-        "gathered layer and head": gathered,
-        "activations": activations,
-        "logits of one chunk": logits,
+def _memory(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
+    """Say the peak of one rank, which is that of the plan that drops nothing."""
+    memory = rank_memory(model, sharding, workload_of(config, model, sharding.ranks))
+    sizes = {
+        f"peak memory estimate of one rank of {sharding.ranks}, no layer dropped": memory.total,
+        "  weights and moments, always": memory.states,
+        "  beside them while the loss is computed": memory.loss,
+        "  beside them while the last layer goes backward": memory.backward,
+        "  beside them when the last gradient is reduced": memory.reduction,
+        "  among these: activations": memory.activations,
+        "  among these: gathered weights": memory.gathered,
+        "  among these: gradients of the own shard": memory.gradients,
     }
-    lines = [f"  {name}: {size / GIB:.3f} GiB" for name, size in parts.items()]
-    total = sum(parts.values()) / GIB
-    return "\n".join([f"memory estimate of one rank of {ranks}: {total:.3f} GiB", *lines, ""])
+    if config.checkpoint.asynchronous:
+        sizes["host memory besides, for background saves"] = staged_bytes(model, sharding)
+    return "".join(f"{text}: {size / GIB:.3f} GiB\n" for text, size in sizes.items())
 
 
-def _schedule(config: PretrainConfig, model: LlamaConfig) -> str:
-    """Show the learning rate, drop probability, exits and expected FLOPs at five moments."""
+def _schedule(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
+    """Show five moments; what depends on the exits is a mean over one rotation."""
     num_layers, last = model.num_hidden_layers, config.steps - 1
-    lines = ["step       lr         p of last layer  expected FLOPs  exits and weights"]
+    lines = [
+        "expected step: FLOPs of all ranks, collectives of each and what it sends (and receives)",
+        COLUMNS,
+    ]
     for step in sorted({0, last // 4, last // 2, 3 * last // 4, last}):
         rate = learning_rate(config.schedule, config.optim.lr, step, config.steps)
         p = drop_probabilities(config.layer_dropout, num_layers, step, config.steps)
         weights = exit_weights(config.exit_loss, num_layers, step, config.steps)
         exits = " ".join(f"{e}:{w:.3f}" for e, w in weights.items())
-        kept = 1 - sum(p) / num_layers
-        lines.append(f"{step:<10} {rate:<10.3g} {p[-1]:<16.3f} {kept:<15.3f} {exits}")
+        cost = expected_around(config, model, step)
+        count, sent = traffic_of(cost, config, model, sharding)
+        lines.append(
+            f"{step:<10} {rate:<10.3g} {p[-1]:<10.3f} {cost.flops:<10.3g} {cost.recomputed:<10.3g} "
+            f"{cost.saved:<7.1%} {count:<12.1f} {sent / GIB:<9.3g} {exits}"
+        )
     return "\n".join(lines) + "\n"
+
+
+def traffic_of(
+    cost: StepCost, config: PretrainConfig, model: LlamaConfig, sharding: Sharding
+) -> tuple[float, float]:
+    """Return the collectives of each rank in a mean step, and the bytes it sends in them."""
+    share = cost.visits / model.num_hidden_layers
+    traffic = step_traffic(
+        model,
+        sharding,
+        visited=[share] * model.num_hidden_layers,
+        microbatches=config.batch.num_microbatches // sharding.ranks,
+    )
+    return total_traffic(traffic)
+
+
+def _whole_run(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
+    total = expected_run(config, model)
+    mean = StepCost(*(value / config.steps for value in total))
+    count, sent = traffic_of(mean, config, model, sharding)
+    return (
+        f"whole run: {total.flops:.3g} FLOPs and {total.recomputed:.3g} recomputed; "
+        f"{total.saved:.1%} saved of {total.full_flops:.3g}; each rank sends "
+        f"{sent * config.steps / GIB:.3g} GiB in {count * config.steps:,.0f} collectives\n"
+    )

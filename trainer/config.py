@@ -8,6 +8,7 @@ from models.config import LlamaConfig
 from parallel.config import ParallelConfig
 from trainer.exit_weights import check_exit_loss
 from trainer.optim import OptimConfig
+from trainer.profile import STEPS as PROFILE_STEPS
 from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig, ScheduleConfig
 from trainer.schedule import check_schedule
 
@@ -118,15 +119,24 @@ class PretrainConfig:
     one."""
     seed: int = 0
     """Fixes weights, data order, dropped layers: everything random."""
-    loss_chunk_tokens: int = 8192
-    """Positions whose logits are in memory at once."""
+    loss_chunk_tokens: int | None = None
+    """Positions whose logits are in memory at once; default: as many as fit 1 GiB in float32."""
     log_every: int = 1
     """Optimiser steps between lines of metrics."""
+    profile: bool = False
+    """Trace three steps, from the fourth on, on every rank: run_folder/profile (docs/profiling.md).
+    """
 
     def __post_init__(self) -> None:
         for name in ("steps", "loss_chunk_tokens", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.profile and self.steps < PROFILE_STEPS:
+            raise ValueError(
+                f"profile=true traces steps up to the {PROFILE_STEPS}th, but steps is "
+                f"{self.steps}: raise it"
+            )
         check_schedule(self.schedule, self.steps)
         if self.data.valid_fraction == 0:
             raise ValueError(

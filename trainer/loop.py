@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 from data_pipelines.loader import Batch, prefetch
 from models.flops import flop_fraction, flops_of_plan
 from models.plan import LayerPlan, Rows
+from models.ranges import named
 from trainer.build import Run, save
 from trainer.device_peaks import device_peak, peak_memory
 from trainer.exit_weights import exit_weights
 from trainer.layer_dropout import drop_probabilities, plan_step
 from trainer.metrics import StepMetrics
 from trainer.observe import Observers
+from trainer.profile import each_named, profiled
 from trainer.schedule import learning_rate
 from trainer.signals import StopRequest
 from trainer.step import StepResult, train_step
@@ -28,10 +31,12 @@ def train(run: Run) -> None:
     """
     config, stop = run.config, StopRequest()
     step, tokens_seen = run.first_step, run.tokens_seen
-    with Observers(run) as observers:
-        for batches in prefetch(_batches(run), depth=2):
+    profiling = profiled(Path(config.run_folder), run.world.rank, enabled=config.profile)
+    with Observers(run) as observers, profiling as end_profiled_step:
+        for batches in each_named("data", prefetch(_batches(run), depth=2)):
             began = time.perf_counter()
-            plans, weights = plan_microbatches(run, step, batches)
+            with named("plan"):
+                plans, weights = plan_microbatches(run, step, batches)
             log = _is_due(step + 1, config.log_every, config.steps)
             result = train_step(
                 run.engine,
@@ -43,7 +48,7 @@ def train(run: Run) -> None:
                 clip_norm=config.optim.clip_norm,
                 chunk_tokens=config.loss_chunk_tokens,
                 device=run.world.device,
-                stop=stop.is_set,
+                stop=stop.is_set or run.checkpointer.failed,  # `save` then says what failed
                 measure=log,
             )
             seconds = time.perf_counter() - began
@@ -66,7 +71,9 @@ def train(run: Run) -> None:
                     )
                 )
             if result.stop or _is_due(step, config.checkpoint.every, config.steps):
-                save(run, step, tokens_seen)
+                with named("checkpoint"):
+                    save(run, step, tokens_seen)
+            end_profiled_step()
             if result.stop:
                 break
         run.checkpointer.wait()

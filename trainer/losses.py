@@ -1,27 +1,32 @@
-"""Token-summed cross entropy of exits, with one chunk of one exit's logits alive at a time.
+"""The weighted losses of several exits through the one shared head (LayerSkip, eq. 4).
 
-Letters: B rows, S positions, D width, N = B * S, V vocabulary.
+Letters: B rows, S positions, D width, N = B * S.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from data_pipelines.loader import IGNORED
 from models.llama import Llama
+from models.ranges import named
+from trainer.head_loss import HeadGradient, chunk_size, exit_loss
 
 
 @dataclass(frozen=True, slots=True)
 class ExitLosses:
-    """Sums over the local tokens of one microbatch; the caller reduces them over ranks."""
+    """Sums over the local tokens of one microbatch; the caller reduces them over ranks.
 
-    gradients: dict[int, Tensor]
-    """For each exit the gradient (B, S, D) of the weighted loss by its hidden states."""
-    loss_sums: dict[int, Tensor]
+    With weights, the sums are complete once the backward pass is over.
+    """
+
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    """Where the backward pass starts: the highest weighted exit, and the gradient (B, S, D) of its
+    weighted loss by its hidden states. The exits below add theirs when the pass reaches them."""
+    loss_sums: dict[int, Tensor] = field(default_factory=dict)
     """For each exit its summed cross entropy, before weighting; 0-d."""
-    agreements: dict[int, Tensor]
+    agreements: dict[int, Tensor] = field(default_factory=dict)
     """For each exit, at how many valid positions its argmax is the last exit's; 0-d."""
 
 
@@ -32,95 +37,83 @@ def exit_losses(
     weights: dict[int, float],
     *,
     total_tokens: int,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     measure: bool,
 ) -> ExitLosses:
-    """Send the hidden states of several exits through the one shared head (LayerSkip, eq. 4).
+    """Send the hidden states of several exits through the one shared head.
 
-    Each chunk is back-propagated into its hidden states at once and the head's gradient is summed
-    in float32, so memory does not grow with the number of exits. The trunk is left to one backward
-    pass over all exits.
+    Only the highest weighted exit is run at once. The others wait for the backward pass to arrive
+    at their hidden states and join it there, so that memory does not grow with the number of exits:
+    one chunk of one exit's logits and one exit's gradient are alive at a time. The head's gradient
+    is summed over all exits in one buffer, which the lowest delivers to the parameters.
 
     Args:
-        model: its norm and head; they must be gathered.
-        hiddens: for each exit its hidden states (B, S, D).
+        model: its norm and head; they must stay gathered until the backward pass is over.
+        hiddens: for each exit its hidden states (B, S, D), on which those of higher exits depend.
         labels: (B, S), `IGNORED` where there is nothing to predict.
         weights: for each exit its weight in the loss; an exit without one is only measured, and
             without any there is no backward pass.
         total_tokens: valid tokens of the whole step over all ranks; divides the loss.
-        chunk_tokens: positions whose logits are alive at once.
+        chunk_tokens: positions whose logits are alive at once; None: `chunk_size` decides.
         measure: whether to count agreements.
     """
-    flat = labels.flatten()  # (N,)
-    head = _HeadGradient(model) if weights else None
-    gradients, loss_sums, agreements = {}, {}, {}
-    reference: Tensor | None = None
+    scales = {e: weights[e] / total_tokens for e in hiddens if weights.get(e)}
+    chunk_tokens = chunk_size(model.config.vocab_size, chunk_tokens)
+    run = _Run(model, hiddens, labels.flatten(), scales, chunk_tokens, measure)
     for e in sorted(hiddens, reverse=True):  # the last exit first: the others are compared with it
-        scale = weights.get(e, 0.0) / total_tokens
-        gradient, loss_sums[e], guesses = _one_exit(
-            model, hiddens[e], flat, scale, chunk_tokens, head if scale else None, measure
-        )
+        if e in scales and e < max(scales):
+            hiddens[e].register_hook(partial(run.join, e))  # type: ignore[no-untyped-call]
+            continue
+        with named(f"loss exit {e}"):
+            gradient = run.exit(e)
         if gradient is not None:
-            gradients[e] = gradient
-        if measure:
-            reference = guesses if reference is None else reference
-            agreements[e] = ((guesses == reference) & (flat != IGNORED)).sum()
-    if head is not None:
-        head.deliver()
-    return ExitLosses(gradients, loss_sums, agreements)
+            run.result.gradients[e] = gradient
+    return run.result
 
 
-def _one_exit(
-    model: Llama,
-    hidden: Tensor,
-    labels: Tensor,
-    scale: float,
-    chunk_tokens: int,
-    head: "_HeadGradient | None",
-    measure: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradient (B, S, D) or None, the loss sum, and the argmax (N,) if measured."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    total = torch.zeros((), dtype=wide, device=hidden.device)
-    gradients, guesses = [], [labels.new_empty(0)]
-    chunks = torch.split(hidden.detach().flatten(0, 1), chunk_tokens)  # of (N, D)
-    for chunk, target in zip(chunks, torch.split(labels, chunk_tokens), strict=True):
-        with torch.set_grad_enabled(head is not None):
-            chunk.requires_grad_(head is not None)
-            logits = model.unembed(chunk).to(wide)  # (chunk, V)
-            loss = cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        if head is not None:
-            gradients.append(head.backward(loss * scale, chunk))
-        total += loss.detach()
-        if measure:
-            guesses.append(logits.detach().argmax(dim=-1))
-    gradient = torch.cat(gradients).view_as(hidden) if gradients else None
-    return gradient, total, torch.cat(guesses)
+class _Run:
+    """What the exits of one microbatch share, from the highest to the lowest."""
 
+    def __init__(
+        self,
+        model: Llama,
+        hiddens: dict[int, Tensor],
+        labels: Tensor,
+        scales: dict[int, float],
+        chunk_tokens: int,
+        measure: bool,
+    ) -> None:
+        self._model, self._labels, self._scales = model, labels, scales  # labels: (N,)
+        self._chunk_tokens, self._measure = chunk_tokens, measure
+        # Detached: a hook that holds the tensor it hangs on is a cycle that is never freed.
+        self._hiddens = {e: h.detach() for e, h in hiddens.items()}  # (B, S, D)
+        self._head = HeadGradient(model) if scales else None
+        self._reference: Tensor | None = None
+        self.result = ExitLosses()
 
-class _HeadGradient:
-    """Sums the gradient of norm and head over chunks in float32, whatever their type.
+    def exit(self, e: int) -> Tensor | None:
+        """Fill in the results of an exit; return its gradient (B, S, D) if it has a weight."""
+        hidden, scale = self._hiddens[e], self._scales.get(e, 0.0)
+        found = exit_loss(
+            self._model,
+            hidden.flatten(0, 1),
+            self._labels,
+            chunk_tokens=self._chunk_tokens,
+            guess=self._measure,
+            scale=scale,
+            head=self._head if scale else None,
+        )
+        self.result.loss_sums[e] = found.loss_sum
+        if found.guesses is not None:
+            self._reference = found.guesses if self._reference is None else self._reference
+            same = (found.guesses == self._reference) & (self._labels != IGNORED)
+            self.result.agreements[e] = same.sum()
+        if self._head is not None and e == min(self._scales):
+            self._head.deliver()
+        return None if found.gradient is None else found.gradient.view_as(hidden)
 
-    Under mixed precision the gathered weights are bfloat16; adding many chunks up in bfloat16 would
-    lose small ones.
-    """
-
-    def __init__(self, model: Llama) -> None:
-        self._parameters = model.head_parameters()
-        self._sums: list[Tensor] = []
-
-    def backward(self, loss: Tensor, chunk: Tensor) -> Tensor:
-        """Add the head's gradient of this loss, return the chunk's (N, D)."""
-        gradient, *ours = torch.autograd.grad(loss, [chunk, *self._parameters])
-        if not self._sums:
-            self._sums = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in ours]
-        else:
-            for total, g in zip(self._sums, ours, strict=True):
-                total += g
-        return gradient
-
-    def deliver(self) -> None:
-        """Hand the sums to the parameters, where the trunk's backward pass finds them."""
-        for parameter, total in zip(self._parameters, self._sums, strict=True):
-            total = total.to(parameter.dtype)
-            parameter.grad = total if parameter.grad is None else parameter.grad + total
+    def join(self, e: int, above: Tensor) -> Tensor:
+        """Add an exit's gradient to `above` (B, S, D), what the higher layers send down to it."""
+        with named(f"loss exit {e}"):
+            gradient = self.exit(e)
+        return above if gradient is None else gradient.add_(above)

@@ -51,7 +51,7 @@ def train_step(
     step: int,
     learning_rate: float,
     clip_norm: float | None,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     device: torch.device,
     stop: bool = False,
     measure: bool = True,
@@ -69,7 +69,7 @@ def train_step(
         step: optimiser steps done before this one.
         learning_rate: of this step.
         clip_norm: limit of the global gradient norm.
-        chunk_tokens: positions whose logits are alive at once.
+        chunk_tokens: positions whose logits are alive at once; None: as the vocabulary allows.
         device: where to compute.
         stop: whether this rank was asked to stop.
         measure: whether to count agreements.
@@ -101,6 +101,7 @@ def train_step(
         for kind, values in (("loss", losses.loss_sums), ("same", losses.agreements)):
             for e, value in values.items():
                 sums[f"{kind} {e}"] = sums.get(f"{kind} {e}", 0.0) + value.double()
+        del hiddens, losses  # or they would be in memory while the next microbatch runs
     means = _means(sums, agreed.valid_tokens)
     per_exit = {e: means[f"loss {e}"] for e in weights}
     grad_norm = engine.grad_norm(clip_norm)

@@ -26,7 +26,7 @@ def validate(
     *,
     step: int,
     sequences: int,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
 ) -> ValidMetrics:
     """Run every layer on held-out sequences and measure every exit, 1 to L.
 
@@ -39,7 +39,7 @@ def validate(
         world: this rank's place.
         step: optimiser steps done.
         sequences: at most so many.
-        chunk_tokens: positions whose logits are alive at once.
+        chunk_tokens: positions whose logits are alive at once; None: as the vocabulary allows.
     """
     began = time.perf_counter()
     num_layers = engine.model.config.num_hidden_layers

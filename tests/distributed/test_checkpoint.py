@@ -31,19 +31,13 @@ def _train_and_save(
     """On a rank: save after steps 1, 2 and 3 of 5; return the state at step 3 and the losses."""
     world = start(device="cpu")
     engine = make_engine(model_config(), ParallelConfig(), world)
-    saver = Checkpointer(Path(folder), keep_last=2, asynchronous=asynchronous)
+    saver = Checkpointer(Path(folder), engine, keep_last=2, asynchronous=asynchronous)
     losses, at_3 = [], {}
     for step in range(5):
         losses += engine_steps(engine, world, steps=[step])
         if step < 3:
             state = {"tokens_seen": 100 * (step + 1)}
-            saver.save(
-                step + 1,
-                engine.weights(),
-                engine.optimizer_state(),
-                state,
-                lambda path: None,
-            )
+            saver.save(step + 1, state, lambda path: None)
         if step == 2:
             both = {**engine.weights(), **engine.optimizer_state()}
             at_3 = {name: whole(t).clone() for name, t in both.items()}
@@ -176,12 +170,13 @@ def _save_into_a_file(folder: str) -> None:
     """On a rank: the folder of checkpoints cannot be made; the next save must say so."""
     world = start(device="cpu")
     engine = make_engine(model_config(), ParallelConfig(), world)
-    saver = Checkpointer(Path(folder), keep_last=1, asynchronous=True)
-    saver.save(1, engine.weights(), engine.optimizer_state(), {}, lambda path: None)
+    saver = Checkpointer(Path(folder), engine, keep_last=1, asynchronous=True)
+    saver.save(1, {}, lambda path: None)
     saver.wait()
 
 
 def test_a_failure_in_the_background_is_an_error_at_the_next_save(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RankError, match="saving a checkpoint failed"):
+    message = "saving the checkpoint of step 1 failed on rank 0: NotADirectoryError"
+    with pytest.raises(RankError, match=message):
         run_ranks(_save_into_a_file, str(tmp_path / "file"), world=1)

@@ -109,16 +109,65 @@ def _mixed_precision() -> dict[str, Tensor]:
         model_config(), ParallelConfig(precision="bfloat16"), world, dtype=torch.float32
     )
     losses = engine_steps(engine, world)
-    dtypes = {str(p.dtype) for p in engine.model.parameters()}
+    dtypes = {str(p.dtype) for p in engine.weights().values()}
     return {
         "losses": torch.tensor(losses),
         "masters_are_float32": torch.tensor(dtypes == {"torch.float32"}),
     }
 
 
-def test_bfloat16_keeps_float32_masters_and_follows_the_float64_curve() -> None:
-    found = run_ranks(_mixed_precision, world=2)[0]
+@pytest.mark.parametrize("world", [1, 2])
+def test_bfloat16_keeps_float32_masters_and_follows_the_float64_curve(world: int) -> None:
+    found = run_ranks(_mixed_precision, world=world)[0]
     assert found["masters_are_float32"]
     torch.testing.assert_close(
         found["losses"].double(), trained_plainly()["losses"].double(), rtol=0.02, atol=0
     )
+
+
+def _logits_after_new_weights() -> Tensor:
+    """On a rank: steps in bfloat16, then weights written as a checkpoint writes them."""
+    world, config = start(device="cpu"), model_config()
+    parallel = ParallelConfig(precision="bfloat16")
+    engine = make_engine(config, parallel, world, dtype=torch.float32)
+    fresh = {name: p.clone() for name, p in engine.weights().items()}
+    engine_steps(engine, world)
+    for name, p in engine.weights().items():
+        p.copy_(fresh[name])
+    ids, tokens = microbatch(0, 0).ids, make_tokens(config, torch.arange(LENGTH)[None])
+    with torch.no_grad():
+        found = engine.model.unembed(engine.forward(ids, tokens, full(5))[5])
+    again = make_engine(config, parallel, world, dtype=torch.float32)
+    with torch.no_grad():
+        expected = again.model.unembed(again.forward(ids, tokens, full(5))[5])
+    return torch.stack((found, expected))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_that_were_read_are_what_computes(world: int) -> None:
+    found, expected = run_ranks(_logits_after_new_weights, world=world)[0]
+    assert torch.equal(found, expected)
+
+
+def _gradients_of_two_microbatches() -> dict[str, Tensor]:
+    """On a rank alone, in bfloat16: what the optimizer is given after two microbatches."""
+    world, config = start(device="cpu"), model_config()
+    parallel = ParallelConfig(precision="bfloat16")
+    engine = make_engine(config, parallel, world, dtype=torch.float32)
+    tokens = make_tokens(config, torch.arange(LENGTH)[None])
+    for index in range(2):
+        hidden = engine.forward(microbatch(0, index).ids, tokens, full(5))[5]
+        engine.backward([hidden], [torch.ones_like(hidden)])
+    engine.grad_norm(None)
+    given: dict[str, Tensor] = {}
+    parameters = {id(p): name for name, p in engine._masters.named_parameters()}
+    for group in engine._optimizer.param_groups:
+        given |= {parameters[id(p)]: p.grad for p in group["params"]}
+    return given
+
+
+def test_alone_in_bfloat16_gradients_add_up_in_float32() -> None:
+    found = run_ranks(_gradients_of_two_microbatches, world=1)[0]
+    assert {g.dtype for g in found.values()} == {torch.float32}
+    wide = found["model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(wide, wide.bfloat16().float()), "the sum was rounded to bfloat16"

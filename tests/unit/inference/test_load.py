@@ -32,7 +32,7 @@ def _train_and_save(run: str, tokenizer: str) -> dict[str, Tensor]:
     """On a rank: train a step, save, train another, save; return the last weights."""
     world = start(device="cpu")
     engine = make_engine(CONFIG, ParallelConfig(), world)
-    saver = Checkpointer(Path(run) / "checkpoints", keep_last=2, asynchronous=False)
+    saver = Checkpointer(Path(run) / "checkpoints", engine, keep_last=2, asynchronous=False)
 
     def write_extras(folder: Path) -> None:
         described = config_to_hf(CONFIG, dtype="float64")
@@ -41,7 +41,7 @@ def _train_and_save(run: str, tokenizer: str) -> dict[str, Tensor]:
 
     for step in range(2):
         engine_steps(engine, world, steps=[step])
-        saver.save(step + 1, engine.weights(), {}, {}, write_extras)
+        saver.save(step + 1, {}, write_extras)
     return {name: whole(t).clone() for name, t in engine.weights().items()}
 
 

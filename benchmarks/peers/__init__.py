@@ -1,0 +1,1 @@
+"""The training steps that `benchmarks.plain` compares, each run inside its own environment."""

@@ -1,0 +1,151 @@
+"""What a sharded step communicates: pure functions of sizes, no process group needed.
+
+A unit is what is gathered and reduced at once: a layer, or the root (embedding, norm, head). Sizes
+are those FSDP2 really moves: every parameter is cut along its first dimension, into pieces padded
+to equal size. A ring is assumed, in which each rank sends (n - 1) / n of the tensor in a gather or
+a reduction, twice that in an all-reduce, and receives as much.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+from models.config import LlamaConfig
+from models.flops import layer_shapes, root_shapes
+
+Method = Literal["fsdp", "zero-1", "zero-2", "zero-3"]
+"""FSDP2 (hybrid if there are copies), or the stages of ZeRO (arXiv 1910.02054)."""
+Operation = Literal["all_gather", "reduce_scatter", "all_reduce"]
+Shapes = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharding:
+    """How a model lies on its ranks: as much as costs depend on."""
+
+    ranks: int
+    """All of them."""
+    method: Method = "fsdp"
+    """Who shards what."""
+    shard_ranks: int | None = None
+    """Ranks that share one copy of the weights; default: all. Fewer: hybrid sharding."""
+    reshard_after_forward: bool = True
+    """Whether a layer is gathered again for its backward pass."""
+    gather_width: int = 4
+    """Bytes of a number in gathered weights: 4, or 2 for bfloat16."""
+    reduce_width: int = 4
+    """Bytes of a number in the reduction of gradients."""
+    reduce_every_microbatch: bool = True
+    """Whether gradients are reduced after every microbatch, or once a step, kept whole until then.
+    """
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share one copy, the default resolved."""
+        return self.shard_ranks or self.ranks
+
+    @property
+    def copies(self) -> int:
+        """Copies of the weights."""
+        return self.ranks // self.shards
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective of one unit."""
+
+    operation: Operation
+    group: Literal["shard", "copy"]
+    """Among the ranks of one copy, or among the holders of the same shard."""
+    ranks: int
+    """In the group."""
+    size: int
+    """Bytes of the whole tensor: a gather's result, a reduction's operand."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each rank sends; it receives as many."""
+        rounds = 2 if self.operation == "all_reduce" else 1
+        return rounds * self.size * (self.ranks - 1) / self.ranks
+
+
+class UnitCollectives(NamedTuple):
+    """The collectives of one unit, by when they come."""
+
+    forward: list[Collective]
+    backward: list[Collective]
+    reduction: list[Collective]
+    update: list[Collective]
+
+
+def shard_numbers(shapes: Shapes, ranks: int) -> int:
+    """Return how many numbers of these tensors the first rank, which has the most, holds."""
+    return sum(-(-shape[0] // ranks) * prod(shape[1:]) for shape in shapes)
+
+
+def unit_collectives(shapes: Shapes, sharding: Sharding, *, is_root: bool) -> UnitCollectives:
+    """Return what one visited unit moves in one microbatch, and at the update.
+
+    Under FSDP2 the root stays gathered from forward to backward. ZeRO-3 gathers everything twice.
+    ZeRO-1 and -2 have whole weights, and gather what the update has changed.
+    """
+    shards = sharding.shards
+    shard = shard_numbers(shapes, shards)
+    whole = shard * shards
+    gather = [Collective("all_gather", "shard", shards, whole * sharding.gather_width)]
+    reduction = [Collective("reduce_scatter", "shard", shards, whole * sharding.reduce_width)]
+    if sharding.copies > 1:
+        size = shard * sharding.reduce_width
+        reduction.append(Collective("all_reduce", "copy", sharding.copies, size))
+    if sharding.method in ("zero-1", "zero-2"):
+        return UnitCollectives([], [], reduction, gather)
+    again = sharding.method == "zero-3" or (sharding.reshard_after_forward and not is_root)
+    return UnitCollectives(gather, gather if again else [], reduction, [])
+
+
+class Amount(NamedTuple):
+    """So many collectives, in which each rank sends so many bytes and receives as many."""
+
+    collectives: float
+    sent: float
+
+
+def step_traffic(
+    config: LlamaConfig, sharding: Sharding, *, visited: Iterable[float], microbatches: int
+) -> dict[Operation, Amount]:
+    """Return what each rank moves in one optimiser step, by operation.
+
+    What is left out is the same for any model: the agreement on the plan, the sums of the losses
+    and of the gradient's norm, under 1 KB.
+
+    Args:
+        config: of the model.
+        sharding: who holds what. Groups of one rank move nothing and are not counted.
+        visited: for each layer whether the step's plans visit it, as 1 or 0, or how likely.
+        microbatches: of one rank in one step, all of which visit the same layers.
+    """
+    reductions = microbatches if sharding.reduce_every_microbatch else 1
+    layer = unit_collectives(layer_shapes(config), sharding, is_root=False)
+    root = unit_collectives(root_shapes(config), sharding, is_root=True)
+    found: dict[Operation, Amount] = {}
+
+    def add(collectives: list[Collective], times: float) -> None:
+        for one in collectives:
+            if one.ranks > 1:
+                count, sent = found.get(one.operation, (0.0, 0.0))
+                found[one.operation] = Amount(count + times, sent + times * one.sent)
+
+    layers = [*visited]
+    for unit, weight in ((root, 1.0), (layer, sum(layers))):
+        add(unit.forward + unit.backward, weight * microbatches)
+        add(unit.reduction, weight * reductions)
+    add(root.update, 1.0)
+    add(layer.update, len(layers))  # a zero gradient moves weights too: law 3
+    return found
+
+
+def total_traffic(traffic: dict[Operation, Amount]) -> Amount:
+    """Return the sum over operations."""
+    amounts = traffic.values()
+    return Amount(sum(a.collectives for a in amounts), sum(a.sent for a in amounts))

@@ -1,0 +1,88 @@
+"""What a recipe costs before anything is drawn: means over layer dropout, sums over the curriculum.
+
+FLOPs are linear in the rows that run, so their mean needs the drop probabilities only. Whether a
+layer communicates is not: it does unless every row drops it, which at granularity `sample` has
+probability p^B, and at `batch` p.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from models.config import LlamaConfig
+from models.flops import head_flops, layer_flops, recomputed_layer_flops
+from trainer.config import PretrainConfig
+from trainer.exit_weights import exit_weights
+from trainer.layer_dropout import drop_probabilities
+from trainer.recipe_config import LayerDropoutConfig
+
+
+class StepCost(NamedTuple):
+    """Means of one step over all ranks, or sums or means over several steps."""
+
+    flops: float
+    """Of forward and backward passes."""
+    recomputed: float
+    """Repeated by recomputation, where that is on; not among `flops`."""
+    full_flops: float
+    """Of forward and backward passes, if every row ran every layer; as many exits."""
+    visits: float
+    """Layers that are visited, and so communicate."""
+    exits: float
+    """Exits with a loss."""
+
+    @property
+    def saved(self) -> float:
+        """Share of the FLOPs that the recipe leaves out."""
+        return 1 - self.flops / self.full_flops
+
+
+def visit_probabilities(
+    dropout: LayerDropoutConfig | None, dropped: list[float], rows: int
+) -> list[float]:
+    """Return how likely some row of a microbatch runs each layer, and so all ranks visit it.
+
+    Args:
+        dropout: gives the granularity.
+        dropped: drop probability of each layer.
+        rows: B of a microbatch.
+    """
+    together = dropout is not None and dropout.granularity == "batch"
+    return [1 - (p if together else p**rows) for p in dropped]
+
+
+def expected_step(config: PretrainConfig, model: LlamaConfig, step: int) -> StepCost:
+    """Return the mean cost of one step (from 0) over the draws of layer dropout."""
+    num_layers, rows = model.num_hidden_layers, config.batch.global_size
+    exits = exit_weights(config.exit_loss, num_layers, step, config.steps)
+    dropped = drop_probabilities(config.layer_dropout, num_layers, step, config.steps)
+    dropped = dropped[: max(exits)]  # nothing above the highest exit is visited
+    run = sum(1 - p for p in dropped)
+    layer = layer_flops(model, rows, config.data.seq_len)
+    heads = len(exits) * head_flops(model, rows, config.data.seq_len)
+    again = recomputed_layer_flops(model, rows, config.data.seq_len)
+    return StepCost(
+        flops=3 * (run * layer + heads),
+        recomputed=run * again if config.parallel.recompute else 0.0,
+        full_flops=3 * (num_layers * layer + heads),
+        visits=sum(
+            visit_probabilities(config.layer_dropout, dropped, config.batch.micro_size),
+        ),
+        exits=len(exits),
+    )
+
+
+def expected_around(config: PretrainConfig, model: LlamaConfig, step: int) -> StepCost:
+    """Return the mean over one period of the rotation that holds the step."""
+    period = 1 if config.exit_loss is None else min(config.exit_loss.period, config.steps)
+    first = min(step, config.steps - period)
+    total = _sum(expected_step(config, model, first + index) for index in range(period))
+    return StepCost(*(value / period for value in total))
+
+
+def expected_run(config: PretrainConfig, model: LlamaConfig) -> StepCost:
+    """Return the sum over all steps of a run."""
+    return _sum(expected_step(config, model, step) for step in range(config.steps))
+
+
+def _sum(costs: Iterable[StepCost]) -> StepCost:
+    return StepCost(*map(sum, zip(*costs, strict=True)))
