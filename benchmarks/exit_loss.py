@@ -195,7 +195,8 @@ def measure_recipe(precision: Literal["float32", "bfloat16"]) -> dict[str, Any]:
             step(None if plain else index)
 
     jobs = {"plain": partial(rotation, True), "recipe": partial(rotation, False)}
-    times = interleave(jobs, rounds=ROUNDS)
+    step(None)
+    times = interleave(jobs, rounds=ROUNDS, warmup=0)
     stop()
     return {
         "precision": precision,
@@ -230,8 +231,9 @@ def main() -> None:
     """Measure and print both tables, then a JSON line for each of their rows."""
     torch.set_num_threads(1)  # so that processor time is work, not waiting for the other threads
     heads = [row for v in VOCABULARIES for x in EXITS for row in measure_head(v, x)]
+    sys.stdout.write(f"{head_table(heads)}\n\n")
     recipes = [on_ranks(1, measure_recipe, p)[0] for p in ("float32", "bfloat16")]
-    sys.stdout.write(f"{head_table(heads)}\n\n{recipe_table(recipes)}\n")
+    sys.stdout.write(f"{recipe_table(recipes)}\n")
     sys.stdout.writelines(json_line("exit_loss", **row) + "\n" for row in [*heads, *recipes])
 
 

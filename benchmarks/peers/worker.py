@@ -21,6 +21,9 @@ class Worker:
         self._log = log
         environment = os.environ | {
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            # Threads that wait sleep instead of spinning: their seconds are work, and a machine
+            # that others use does not slow a step down many times over.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TORCHINDUCTOR_CACHE_DIR": str(compile_cache),
             "HF_HUB_OFFLINE": "1",
         }

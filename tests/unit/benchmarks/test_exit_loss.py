@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 from benchmarks.exit_loss import (
     METHODS,
     MODEL,
+    POSITIONS,
     RECIPE,
     head_only,
     ideal_ratio,
@@ -26,8 +28,8 @@ def test_the_plain_step_has_the_last_exit_only_and_the_recipe_four_or_five() -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_the_same_gradient_of_the_head(method: str) -> None:
-    model, twin = head_only(100), head_only(100)
-    labels = make_hiddens(1)[1][:, :, 0].long().abs() % 100  # (1, N)
+    model, twin = head_only(300), head_only(300)
+    labels = torch.arange(POSITIONS)[None]
     METHODS[method](model, make_hiddens(3), labels)
     METHODS["all logits, autograd"](twin, make_hiddens(3), labels)
     for p, q in zip(model.head_parameters(), twin.head_parameters(), strict=True):
@@ -35,7 +37,7 @@ def test_every_method_finds_the_same_gradient_of_the_head(method: str) -> None:
 
 
 def test_a_row_says_what_was_measured() -> None:
-    rows = measure_head(100, 2)
+    rows = measure_head(300, 2)
     assert [row["method"] for row in rows] == list(METHODS)
-    assert all(row["exits"] == 2 and row["vocabulary"] == 100 for row in rows)
+    assert all(row["exits"] == 2 and row["vocabulary"] == 300 for row in rows)
     assert all(row["peak_mib"] > 0 and row["cpu_seconds"] > 0 for row in rows)
