@@ -223,9 +223,10 @@ def speedup(ours: Measured, theirs: Measured, clock: Clock) -> Spread:
 
 
 def best_peer(found: Mapping[Key, Measured], clock: Clock) -> Key | None:
-    """Return the peer and precision with the shortest median step; None without peers."""
+    """Return the peer and precision that we are least ahead of; None without peers."""
+    ours = next(iter(found.values()))
     peers = [key for key in found if key[0] != OURS]
-    return min(peers, key=lambda key: found[key].timings.median(clock), default=None)
+    return min(peers, key=lambda key: speedup(ours, found[key], clock).value, default=None)
 
 
 def report(found: Mapping[Key, Measured]) -> None:

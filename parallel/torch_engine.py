@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
@@ -94,10 +94,11 @@ class TorchEngine:
     def grad_norm(self, max_norm: float | None) -> float:
         """Give unvisited parameters zero gradients, clip, return the global norm before it."""
         parameters = list(self._masters.parameters())
-        limit = float("inf") if max_norm is None else max_norm
         with named("reduction"):
-            norm = clip_grad_norm_(parameters, limit)
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if max_norm is not None and whole > max_norm:  # a pass over all gradients, mostly spared
+            clip_grads_with_norm_(parameters, max_norm, norm)
         for parameter in parameters:
             if parameter.grad is None:
                 # Law 3: a layer that nothing visited has gradient zero, so that its moments and

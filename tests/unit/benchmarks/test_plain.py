@@ -171,11 +171,11 @@ def test_a_failed_side_has_a_row_with_its_reason() -> None:
     assert all(set(plain.COLUMNS) <= set(row) for row in rows)
 
 
-def test_the_best_peer_is_the_fastest_other_side() -> None:
+def test_the_best_peer_is_the_one_that_we_are_least_ahead_of_in_the_same_rounds() -> None:
     found: dict[Key, Measured] = {
-        (OURS, "mixed"): measured(1.0),
-        ("hf_trainer", "mixed"): measured(3.0),
-        ("litgpt", "pure"): measured(2.0),
+        (OURS, "mixed"): measured(1.0, 5.0, 1.0),
+        ("hf_trainer", "mixed"): measured(1.9, 5.5, 2.0),
+        ("litgpt", "pure"): measured(1.5, 9.0, 1.5),
     }
     assert plain.best_peer(found, "wall") == ("litgpt", "pure")
     assert plain.best_peer({(OURS, "mixed"): measured(1.0)}, "wall") is None
