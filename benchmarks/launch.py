@@ -9,15 +9,16 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def on_ranks(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
+def on_ranks(
+    size: int, fn: Callable[..., Any], *args: Any, threads: int | None = None
+) -> list[Any]:
     """Return what fn(*args) returns on each of `size` fresh processes, started as torchrun does.
-
-    The processor's cores are shared out equally among the ranks.
 
     Args:
         size: number of ranks.
         fn: a function of an importable module; joins its group with `parallel.world.start`.
         args: its arguments, pickled between our own processes.
+        threads: of each rank; None shares the processor's cores out equally.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -28,7 +29,8 @@ def on_ranks(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    if threads is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // size)
     results = elastic_launch(config, _with_threads)(threads, fn, args)
     return [results[rank] for rank in range(size)]
 

@@ -20,6 +20,19 @@ class FsdpConfig:
         if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"parallel.fsdp.shard_size must be at least 1, got {self.shard_size}")
 
+    def ranks_of_a_copy(self, size: int) -> int:
+        """Return how many of `size` ranks share one copy of the weights.
+
+        Raises:
+            ValueError: if copies do not fill the world.
+        """
+        shard_size = self.shard_size or size
+        if size % shard_size:
+            raise ValueError(
+                f"parallel.fsdp.shard_size {shard_size} must divide the number of ranks {size}"
+            )
+        return shard_size
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:

@@ -23,11 +23,7 @@ def make_mesh(config: ParallelConfig, world: World) -> DeviceMesh:
     Raises:
         ValueError: if the shard groups do not fill the world.
     """
-    shard_size = config.fsdp.shard_size or world.size
-    if world.size % shard_size:
-        raise ValueError(
-            f"parallel.fsdp.shard_size {shard_size} must divide the number of ranks {world.size}"
-        )
+    shard_size = config.fsdp.ranks_of_a_copy(world.size)
     kind, copies = world.device.type, world.size // shard_size
     if copies == 1:
         return init_device_mesh(kind, (shard_size,), mesh_dim_names=("shard",))

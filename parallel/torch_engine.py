@@ -59,6 +59,7 @@ class TorchEngine:
         if config.compile:
             for layer in self.model.layers.values():
                 layer.compile(fullgraph=True)
+        config.fsdp.ranks_of_a_copy(world.size)  # refuses what does not fit, one rank included
         if world.size > 1:
             shard(model, config, make_mesh(config, world))
             assign = copy_shard

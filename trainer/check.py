@@ -50,14 +50,9 @@ def sharding_of(parallel: ParallelConfig, ranks: int) -> Sharding:
     Raises:
         ValueError: if the shard groups do not fill the ranks.
     """
-    shards = parallel.fsdp.shard_size or ranks
-    if ranks % shards:
-        raise ValueError(
-            f"parallel.fsdp.shard_size {shards} must divide the number of ranks {ranks}"
-        )
     return Sharding(
         ranks=ranks,
-        shard_ranks=shards,
+        shard_ranks=parallel.fsdp.ranks_of_a_copy(ranks),
         reshard_after_forward=parallel.fsdp.reshard_after_forward,
         gather_width=2 if parallel.precision == "bfloat16" else 4,
     )

@@ -64,10 +64,11 @@ def test_compiled_layers_train_the_same() -> None:
     assert_same(found[0], trained_plainly(), 1e-6)
 
 
-def test_a_shard_size_that_does_not_divide_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_shard_size_that_does_not_divide_is_refused_in_one_line(world: int) -> None:
     config = ParallelConfig(fsdp=FsdpConfig(shard_size=3))
-    with pytest.raises(RankError, match="shard_size 3 must divide the number of ranks 4"):
-        run_ranks(trained_by_engine, config, world=4)
+    with pytest.raises(RankError, match=f"shard_size 3 must divide the number of ranks {world}"):
+        run_ranks(trained_by_engine, config, world=world)
 
 
 def _collectives(live: list[int]) -> Tensor:
