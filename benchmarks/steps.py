@@ -9,7 +9,8 @@ import torch
 
 from data_pipelines.loader import Batch
 from models.config import LlamaConfig
-from models.init import init_weights
+from models.hf import load_weights
+from models.init import Assign, init_weights
 from models.llama import Llama
 from models.plan import LayerPlan
 from parallel.config import ParallelConfig
@@ -21,16 +22,38 @@ from trainer.step import StepResult, train_step
 OPTIM = OptimConfig(lr=1e-4)
 
 
-def make_engine(config: LlamaConfig, parallel: ParallelConfig, world: World) -> Engine:
-    """Return a freshly initialised model with AdamW, sharded over the ranks of the world."""
+def make_engine(
+    config: LlamaConfig,
+    parallel: ParallelConfig,
+    world: World,
+    *,
+    weights: str | None = None,
+    optim: OptimConfig = OPTIM,
+) -> Engine:
+    """Return a model with AdamW, sharded over the ranks of the world.
+
+    Args:
+        config: of the model.
+        parallel: of the sharding.
+        world: this rank's place.
+        weights: a Hugging Face folder to load; None initialises afresh.
+        optim: of AdamW.
+    """
     with torch.device("meta"):
         model = Llama(config)
+
+    def fill(sharded: Llama, assign: Assign) -> None:
+        if weights is None:
+            init_weights(sharded, config, seed=0, assign=assign)
+        else:
+            load_weights(sharded, weights, assign=assign)
+
     return build_engine(
         model,
         parallel,
         world,
-        fill=lambda sharded, assign: init_weights(sharded, config, seed=0, assign=assign),
-        make_optimizer=lambda sharded: build_adamw(sharded, OPTIM),
+        fill=fill,
+        make_optimizer=lambda sharded: build_adamw(sharded, optim),
     )
 
 
@@ -50,7 +73,6 @@ def run_step(
     *,
     world: World,
     step: int = 0,
-    chunk_tokens: int = 8192,
 ) -> StepResult:
     """Run one whole optimiser step as the trainer does: forward, losses, backward, update."""
     return train_step(
@@ -61,7 +83,7 @@ def run_step(
         step=step,
         learning_rate=OPTIM.lr,
         clip_norm=OPTIM.clip_norm,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=None,
         device=world.device,
         measure=False,
     )

@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+"""The kernel and its gradient. They do not check that the last dimension is dense, and read wrong
+numbers if not."""
 
 
 def attend_in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ def attend_in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, sums = _flash(q, k, v, is_causal=True)  # (B, H, S, E), (B, H, S) float32
+        out, sums = flash(q, k, v, is_causal=True)  # (B, H, S, E), (B, H, S) float32
         ctx.save_for_backward(q, k, v, out, sums)
         return cast(Tensor, out)
 
@@ -32,5 +34,5 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         *kept, sums = ctx.saved_tensors
         wide = [tensor.float() for tensor in (grad.contiguous(), *kept)]
-        gradients = _flash_backward(*wide, sums, 0.0, True)
+        gradients = flash_backward(*wide, sums, 0.0, True)
         return tuple(gradient.to(grad.dtype) for gradient in gradients)

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
+from models.cpu_attention import flash, flash_backward
 from models.documents import Documents
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def attend_inside(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
@@ -53,7 +51,7 @@ def _each_document(q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> tuple[Tensor
     out, sums = _like_each_document(q, k, v, ids)
     pieces = (_pieces(x, calls) for x in (q, k, v, out, sums))
     for q_, k_, v_, out_, sums_ in zip(*pieces, strict=True):
-        for kept, made in zip((out_, sums_), _flash(q_, k_, v_, is_causal=True), strict=True):
+        for kept, made in zip((out_, sums_), flash(q_, k_, v_, is_causal=True), strict=True):
             kept.copy_(made)
     return out, sums
 
@@ -74,7 +72,7 @@ def _each_document_backward(
     given = zip(*(_pieces(x, calls) for x in (gradient, q, k, v, out, sums)), strict=True)
     asked = zip(*(_pieces(x, calls) for x in gradients), strict=True)
     for known, kept in zip(given, asked, strict=True):
-        for to, made in zip(kept, _flash_backward(*known, 0.0, True), strict=True):
+        for to, made in zip(kept, flash_backward(*known, 0.0, True), strict=True):
             to.copy_(made)
     return gradients
 
@@ -110,7 +108,7 @@ def _calls(ids: Tensor) -> list[tuple[int, int]]:
 def _pieces(x: Tensor, calls: list[tuple[int, int]]) -> list[Tensor]:
     """Return views (C, H, n, ...) of x (N, H, ...), one for each call of the kernel.
 
-    The kernel does not check that the last dimension is dense, and reads wrong numbers if not.
+    The kernel wants the last dimension dense.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     parts = torch.split(x, [count * length for count, length in calls])

@@ -40,7 +40,7 @@ def start(*, device: Literal["auto", "cpu"] = "auto", timeout_seconds: float = 6
     backend = "gloo"
     if place.type == "cpu":
         keep_host_memory()
-    if place.type != "cpu":
+    else:
         torch.accelerator.set_device_index(place)
         backend = f"cpu:gloo,{place.type}:{dist.get_default_backend_for_device(place)}"
     if not dist.is_initialized():

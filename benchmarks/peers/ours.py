@@ -16,39 +16,30 @@ from benchmarks.peers.case import (
     batches,
 )
 from benchmarks.peers.turns import Turns, serve
+from benchmarks.steps import make_engine
 from data_pipelines.loader import Batch
 from models.config import LlamaConfig
-from models.hf import load_weights
-from models.llama import Llama
 from models.plan import full
 from parallel.config import ParallelConfig
-from parallel.engine import Engine, build_engine
+from parallel.engine import Engine
 from parallel.world import World, start
-from trainer.optim import OptimConfig, build_adamw
+from trainer.optim import OptimConfig
 from trainer.step import train_step
 
 OPTIM = OptimConfig(
     lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM
 )
-CHUNK_TOKENS = 8192
-"""The default of `loss_chunk_tokens`."""
 
 
 def build(case: Case, world: World) -> Engine:
     """Return the engine that a configuration file with these values would train."""
-    with torch.device("meta"):
-        model = Llama(LlamaConfig(**case.model))
-    return build_engine(
-        model,
-        ParallelConfig(
-            device="cpu",
-            precision="float32" if case.precision == "float32" else "bfloat16",
-            compile=case.compile,
-        ),
-        world,
-        fill=lambda sharded, assign: load_weights(sharded, case.weights, assign=assign),
-        make_optimizer=lambda sharded: build_adamw(sharded, OPTIM),
+    parallel = ParallelConfig(
+        device="cpu",
+        precision="float32" if case.precision == "float32" else "bfloat16",
+        compile=case.compile,
     )
+    config = LlamaConfig(**case.model)
+    return make_engine(config, parallel, world, weights=case.weights, optim=OPTIM)
 
 
 def batch_of(ids: Tensor) -> Batch:
@@ -74,7 +65,7 @@ def main(world: World) -> Callable[[Case, Turns], None]:
                 step=step,
                 learning_rate=LEARNING_RATE,
                 clip_norm=CLIP_NORM,
-                chunk_tokens=CHUNK_TOKENS,
+                chunk_tokens=None,
                 device=world.device,
                 measure=False,
             )
