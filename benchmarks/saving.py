@@ -40,7 +40,7 @@ ROWS, LENGTH = 4, 512
 """Sequences of a rank's step and tokens of a sequence. They are few, which makes a save dear: a
 step takes time for every token, a save for every parameter only. One rank has 1 GB of state for
 each TFLOP of its step here; a 7B model on 8 ranks, 16k tokens on each, has 16 MB."""
-ROUNDS = 7
+ROUNDS = 5
 WORLDS = (1, 2)
 KINDS = ("plain", "background", "following", "waited")
 """Steps: without a save, starting one in the background, the one after that, waiting for one."""

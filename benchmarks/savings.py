@@ -46,7 +46,7 @@ MODEL = LlamaConfig(
 ROWS, SEQ_LEN = 16, 256
 PARALLEL = ParallelConfig(precision="bfloat16")
 PROBABILITIES = (0.0, 0.3, 0.5, 0.7)
-ROUNDS = 6
+ROUNDS = 4
 COLUMNS = (
     "ranks",
     "granularity",

@@ -73,6 +73,7 @@ def run_step(
     *,
     world: World,
     step: int = 0,
+    chunk_tokens: int | None = None,
 ) -> StepResult:
     """Run one whole optimiser step as the trainer does: forward, losses, backward, update."""
     return train_step(
@@ -83,7 +84,7 @@ def run_step(
         step=step,
         learning_rate=OPTIM.lr,
         clip_norm=OPTIM.clip_norm,
-        chunk_tokens=None,
+        chunk_tokens=chunk_tokens,
         device=world.device,
         measure=False,
     )

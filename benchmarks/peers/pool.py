@@ -23,7 +23,7 @@ MODULES = {
 
 STEPS = 2
 """Of a turn."""
-ROUNDS = 6
+ROUNDS = 5
 CHECKED_STEPS = 3
 """Of which the losses must agree with ours; the first of them is timed apart."""
 TOLERANCE = {"float32": 1e-5, "mixed": 2e-3, "pure": 2e-3}
