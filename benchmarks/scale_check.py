@@ -23,6 +23,7 @@ from benchmarks.steps import OPTIM, make_engine, random_batch, run_step
 from benchmarks.timing import Clock, Timings, interleave
 from models.config import LlamaConfig
 from models.flops import head_flops, layer_flops, num_parameters
+from models.gradient import add_gradient
 from models.init import init_weights
 from models.llama import Llama
 from models.plan import full
@@ -160,7 +161,7 @@ def _run_layers(model: Llama, number: int) -> None:
 def _run_head(model: Llama) -> None:
     hidden = torch.ones(ROWS * SEQ_LEN, MODEL.hidden_size)
     labels = torch.zeros(len(hidden), dtype=torch.long)
-    head = HeadGradient(model)
+    head = HeadGradient(model, add_gradient)
     chunk = chunk_size(MODEL.vocab_size)
     exit_loss(model, hidden, labels, chunk_tokens=chunk, guess=False, scale=1e-4, head=head)
     head.deliver()

@@ -17,8 +17,11 @@ Call = Callable[[nn.Module, Tensor, Tokens, Parts], Tensor]
 
 
 def plain_call(layer: nn.Module, h: Tensor, tokens: Tokens, parts: Parts) -> Tensor:
-    """Call the layer on h (B, S, D)."""
-    return cast(Tensor, layer(h, tokens, parts))
+    """Call the layer on h (B, S, D).
+
+    What comes with h goes by name: hooks on a layer are to see the one tensor with a gradient.
+    """
+    return cast(Tensor, layer(h, tokens=tokens, parts=parts))
 
 
 def visit(v: Visit, layer: nn.Module, h: Tensor, tokens: Tokens, call: Call = plain_call) -> Tensor:

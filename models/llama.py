@@ -3,6 +3,8 @@
 Letters: B rows, S positions, D width, V vocabulary.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -42,10 +44,10 @@ class Llama(nn.Module):
         """The layers by global id."""
         return self.model.layers
 
-    def head_parameters(self) -> list[Tensor]:
+    def head_parameters(self) -> list[nn.Parameter]:
         """Return what `unembed` uses: the final norm's weight (D,) and the head's matrix (V, D)."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return [self.model.norm.weight, head.weight]
+        return [self.model.norm.weight, cast(nn.Parameter, head.weight)]
 
     def forward(
         self, ids: Tensor, tokens: Tokens, plan: LayerPlan, call: Call = plain_call

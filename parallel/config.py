@@ -1,6 +1,6 @@
 """How a model is spread over processes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -35,11 +35,26 @@ class FsdpConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO (arXiv 1910.02054) instead of FSDP2."""
+
+    stage: Literal[1, 2, 3]
+    """What is sharded: moments and master weights (1), gradients too (2), weights too (3)."""
+    offload_optimizer: bool = False
+    """Keep moments and master weights in host memory and update them there."""
+    deepspeed_config: str | None = None
+    """A DeepSpeed JSON of yours: settings of speed and memory are passed on, what contradicts this
+    config is refused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """Device, precision and sharding."""
 
-    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
-    """How FSDP2 shards."""
+    fsdp: FsdpConfig | None = None
+    """How FSDP2 shards; it does so by default."""
+    zero: ZeroConfig | None = None
+    """How DeepSpeed shards; naming this section chooses it."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch finds, one per local rank, and the CPU without one."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -52,7 +67,21 @@ class ParallelConfig:
     """How long a collective may wait for a missing rank before every rank is stopped."""
 
     def __post_init__(self) -> None:
+        if self.fsdp is not None and self.zero is not None:
+            raise ValueError(
+                "parallel.fsdp and parallel.zero are both given: leave out one of them"
+            )
+        if self.zero is not None and self.zero.stage == 3 and self.compile:
+            raise ValueError(
+                "parallel.compile does not work with parallel.zero.stage 3, whose hooks gather "
+                "weights within the layer: set compile to false, or stage to 1 or 2, or take fsdp"
+            )
         if self.timeout_seconds <= 0:
             raise ValueError(
                 f"parallel.timeout_seconds must be positive, got {self.timeout_seconds}"
             )
+
+    @property
+    def sharding(self) -> FsdpConfig:
+        """How FSDP2 shards, the default resolved."""
+        return self.fsdp or FsdpConfig()

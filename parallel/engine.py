@@ -1,7 +1,11 @@
 """What a training step asks of whatever shards the model: the seam between FSDP2 and DeepSpeed."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from importlib import import_module
+from types import ModuleType
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -10,7 +14,8 @@ from models.llama import Llama
 from models.plan import LayerPlan
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
-from parallel.torch_engine import Fill, TorchEngine
+from parallel.fill import Fill
+from parallel.torch_engine import TorchEngine
 from parallel.world import World
 
 
@@ -25,6 +30,10 @@ class Engine(Protocol):
 
     def backward(self, hiddens: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Back-propagate gradients (B, S, D) of hidden states; gradients of ranks are summed."""
+        ...
+
+    def add_gradient(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add a gradient (any shape) that is not autograd's, during the backward pass or before."""
         ...
 
     def grad_norm(self, max_norm: float | None) -> float:
@@ -68,4 +77,26 @@ def build_engine(
         fill: gives the shards their values, by calling what it is given on whole tensors.
         make_optimizer: makes the optimizer over the shards.
     """
-    return TorchEngine(model, config, world, fill, make_optimizer)
+    if config.zero is None:
+        return TorchEngine(model, config, world, fill, make_optimizer)
+    zero = _import_zero(world)
+    return cast(Engine, zero.ZeroEngine(model, config, world, fill, make_optimizer))
+
+
+def _import_zero(world: World) -> ModuleType:
+    """Import `parallel.zero` and with it DeepSpeed, which takes seconds that only its users pay.
+
+    Meanwhile nothing is written to stderr: DeepSpeed tries out which of its C++ parts could be
+    built, none of which is needed here, and the linker tells about those that could not.
+    """
+    if world.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nothing:
+        stderr = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            return import_module("parallel.zero")
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -23,7 +23,7 @@ def make_mesh(config: ParallelConfig, world: World) -> DeviceMesh:
     Raises:
         ValueError: if the shard groups do not fill the world.
     """
-    shard_size = config.fsdp.ranks_of_a_copy(world.size)
+    shard_size = config.sharding.ranks_of_a_copy(world.size)
     kind, copies = world.device.type, world.size // shard_size
     if copies == 1:
         return init_device_mesh(kind, (shard_size,), mesh_dim_names=("shard",))
@@ -43,7 +43,7 @@ def shard(model: Llama, config: ParallelConfig, mesh: DeviceMesh) -> None:
             layer,
             mesh=mesh,
             mp_policy=policy,
-            reshard_after_forward=config.fsdp.reshard_after_forward,
+            reshard_after_forward=config.sharding.reshard_after_forward,
         )
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():

@@ -17,48 +17,60 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from parallel.flat_shard import Box, FlatShard
+
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write what this rank holds of the tensors, if anything, and wait until it is on the disk.
+
+    A file has room for one box of a tensor; further ones go to further files.
 
     Args:
         folder: made if it is missing; shared by all ranks.
         tensors: shards, or plain tensors that are the same on all ranks.
 
     Raises:
-        OSError, SafetensorError: if the file cannot be written.
+        OSError, SafetensorError: if a file cannot be written.
     """
-    parts, offsets = {}, {}
+    files: list[dict[str, Box]] = []
     for name, tensor in tensors.items():
-        if _is_written_here(tensor):
-            parts[name], offsets[name] = _part(tensor)
-    if not parts:
-        return
-    folder.mkdir(exist_ok=True)
-    path = folder / f"shard-{dist.get_rank() + 1:05d}-model-00001-of-00001.safetensors"
-    sharding = {name: {"saved_offsets": offset} for name, offset in offsets.items()}
+        for index, box in enumerate(_boxes_written_here(tensor)):
+            if index == len(files):
+                files.append({})
+            files[index][name] = box
+    for index, parts in enumerate(files):
+        folder.mkdir(exist_ok=True)
+        number = f"{index + 1:05d}-of-{len(files):05d}"
+        _write(folder / f"shard-{dist.get_rank() + 1:05d}-model-{number}.safetensors", parts)
+
+
+def _write(path: Path, parts: Mapping[str, Box]) -> None:
+    sharding = {name: {"saved_offsets": list(box.offset)} for name, box in parts.items()}
     metadata = {"DCP_SHARDING_INFO": json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
-    save_file(parts, path, metadata)
+    save_file({name: box.part for name, box in parts.items()}, path, metadata)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _is_written_here(tensor: Tensor) -> bool:
-    """Of equal copies the first rank's is written; an empty shard has nothing to write."""
+def _boxes_written_here(tensor: Tensor) -> list[Box]:
+    """Return the parts of a tensor (any shape) that this rank writes, and where they begin.
+
+    Of equal copies the first rank's is written; an empty shard has nothing to write.
+    """
+    if isinstance(tensor, FlatShard):
+        return tensor.boxes()
     if not isinstance(tensor, DTensor):
-        return dist.get_rank() == 0
+        if dist.get_rank() > 0:
+            return []
+        # Cloned: a counter may be one tensor under several names, which safetensors refuses.
+        return [Box((0,) * tensor.dim(), tensor if tensor.dim() else tensor.clone())]
     coordinate = tensor.device_mesh.get_coordinate()
     assert coordinate is not None, "every rank is in every mesh"
     copies = zip(coordinate, tensor.placements, strict=True)
     first = all(place == 0 for place, placement in copies if placement.is_replicate())
-    return first and tensor.to_local().numel() > 0
-
-
-def _part(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the local part of a tensor of any shape, and where in the whole it begins."""
-    if not isinstance(tensor, DTensor):
-        return tensor, [0] * tensor.dim()
+    if not first or tensor.to_local().numel() == 0:
+        return []
     _, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return tensor.to_local(), list(offset)
+    return [Box(tuple(offset), tensor.to_local())]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from parallel.flat_shard import FlatShard
+
 
 class Staging:
     """Host memory for one state, as large as this rank's shards of it."""
@@ -39,18 +41,19 @@ class Staging:
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self._buffers:
             pin = self._stream is not None
-            self._buffers[name] = torch.empty_like(
-                tensor,
+            buffer = torch.empty_like(
+                tensor.to_local() if isinstance(tensor, FlatShard) else tensor,
                 device="cpu",
                 pin_memory=pin,
                 requires_grad=False,
                 memory_format=torch.contiguous_format,
             )
+            self._buffers[name] = tensor.like(buffer) if isinstance(tensor, FlatShard) else buffer
         return self._buffers[name]
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor | FlatShard) else tensor.detach()
 
 
 def _copy_bytes(source: Tensor, target: Tensor) -> None:

@@ -14,26 +14,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from models.execute import plain_call
-from models.init import Assign, copy_whole
+from models.gradient import add_gradient
+from models.init import copy_whole
 from models.llama import Llama
-from models.plan import LayerPlan, Parts
+from models.plan import LayerPlan
 from models.ranges import in_ranges, named
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
+from parallel.fill import Fill
 from parallel.fsdp import copy_shard, make_mesh, shard
+from parallel.recompute import recomputed_call
 from parallel.world import World
-
-Fill = Callable[[Llama, Assign], None]
-"""Gives a model its values: calls the second on each parameter with its whole tensor."""
-
-
-def recomputed_call(layer: nn.Module, h: Tensor, tokens: Tokens, parts: Parts) -> Tensor:
-    """Call the layer on h (B, S, D), keeping its input only and running it again in backward."""
-    out = checkpoint(layer, h, tokens, parts, use_reentrant=False)
-    return cast(Tensor, out)
 
 
 class TorchEngine:
@@ -59,7 +52,7 @@ class TorchEngine:
         if config.compile:
             for layer in self.model.layers.values():
                 layer.compile(fullgraph=True)
-        config.fsdp.ranks_of_a_copy(world.size)  # refuses what does not fit, one rank included
+        config.sharding.ranks_of_a_copy(world.size)  # refuses what does not fit, one rank included
         if world.size > 1:
             shard(model, config, make_mesh(config, world))
             assign = copy_shard
@@ -91,6 +84,10 @@ class TorchEngine:
     def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """Yield what computes beside what is updated."""
         return zip(self.model.parameters(), self._masters.parameters(), strict=True)
+
+    def add_gradient(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add a gradient (any shape) that is not autograd's, during the backward pass."""
+        add_gradient(parameter, gradient)
 
     def grad_norm(self, max_norm: float | None) -> float:
         """Give unvisited parameters zero gradients, clip, return the global norm before it."""

@@ -52,8 +52,8 @@ def sharding_of(parallel: ParallelConfig, ranks: int) -> Sharding:
     """
     return Sharding(
         ranks=ranks,
-        shard_ranks=parallel.fsdp.ranks_of_a_copy(ranks),
-        reshard_after_forward=parallel.fsdp.reshard_after_forward,
+        shard_ranks=parallel.sharding.ranks_of_a_copy(ranks),
+        reshard_after_forward=parallel.sharding.reshard_after_forward,
         gather_width=2 if parallel.precision == "bfloat16" else 4,
     )
 

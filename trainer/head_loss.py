@@ -7,13 +7,17 @@ that; and what takes time are the three matrix products of an unembedding with i
 Letters: C positions of a chunk, N positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.loader import IGNORED
 from models.llama import Llama
+
+AddGradient = Callable[[nn.Parameter, Tensor], None]
+"""Adds a gradient to that of a parameter: what engines have a method for."""
 
 CHUNK_BYTES = 2**30
 """Float32 logits of a chunk whose size is not configured. A chunk reads the head's weight twice and
@@ -52,8 +56,9 @@ class HeadGradient:
     lose small ones.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Llama, add_gradient: AddGradient) -> None:
         self._norm, self._head = model.head_parameters()  # (D,) and (V, D)
+        self._add_gradient = add_gradient
         self._sums = [_wide_zeros(self._norm), _wide_zeros(self._head)]
 
     def backward(self, logits: Tensor, states: Tensor, hidden: Tensor) -> Tensor:
@@ -79,8 +84,7 @@ class HeadGradient:
     def deliver(self) -> None:
         """Hand the sums over to the parameters' gradients; nothing can be added after that."""
         for parameter, total in zip((self._norm, self._head), self._sums, strict=True):
-            total = total.to(parameter.dtype)
-            parameter.grad = total if parameter.grad is None else parameter.grad + total
+            self._add_gradient(parameter, total.to(parameter.dtype))
         self._sums.clear()
 
 
@@ -130,7 +134,8 @@ def _chunk_loss(
 ) -> ExitLoss:
     """Do the work of `exit_loss` on a chunk (C, D); its logits are gone when this returns."""
     with torch.set_grad_enabled(head is not None):
-        states = model.model.norm(hidden.requires_grad_(head is not None))  # (C, D)
+        # Past the hooks of an engine, which has gathered norm and head for the whole pass.
+        states = model.model.norm.forward(hidden.requires_grad_(head is not None))  # (C, D)
     logits = states.detach() @ model.head_parameters()[1].detach().t()  # (C, V)
     guesses = logits.argmax(dim=-1) if guess else None
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the same if float32

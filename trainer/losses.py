@@ -9,9 +9,10 @@ from functools import partial
 from torch import Tensor
 
 from data_pipelines.loader import IGNORED
+from models.gradient import add_gradient
 from models.llama import Llama
 from models.ranges import named
-from trainer.head_loss import HeadGradient, chunk_size, exit_loss
+from trainer.head_loss import AddGradient, HeadGradient, chunk_size, exit_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ def exit_losses(
     total_tokens: int,
     chunk_tokens: int | None,
     measure: bool,
+    add_gradient: AddGradient = add_gradient,
 ) -> ExitLosses:
     """Send the hidden states of several exits through the one shared head.
 
@@ -56,10 +58,12 @@ def exit_losses(
         total_tokens: valid tokens of the whole step over all ranks; divides the loss.
         chunk_tokens: positions whose logits are alive at once; None: `chunk_size` decides.
         measure: whether to count agreements.
+        add_gradient: takes the gradients of norm and head: an engine's method, as a rule.
     """
     scales = {e: weights[e] / total_tokens for e in hiddens if weights.get(e)}
     chunk_tokens = chunk_size(model.config.vocab_size, chunk_tokens)
-    run = _Run(model, hiddens, labels.flatten(), scales, chunk_tokens, measure)
+    head = HeadGradient(model, add_gradient) if scales else None
+    run = _Run(model, hiddens, labels.flatten(), scales, head, chunk_tokens, measure)
     for e in sorted(hiddens, reverse=True):  # the last exit first: the others are compared with it
         if e in scales and e < max(scales):
             hiddens[e].register_hook(partial(run.join, e))  # type: ignore[no-untyped-call]
@@ -80,6 +84,7 @@ class _Run:
         hiddens: dict[int, Tensor],
         labels: Tensor,
         scales: dict[int, float],
+        head: HeadGradient | None,
         chunk_tokens: int,
         measure: bool,
     ) -> None:
@@ -87,7 +92,7 @@ class _Run:
         self._chunk_tokens, self._measure = chunk_tokens, measure
         # Detached: a hook that holds the tensor it hangs on is a cycle that is never freed.
         self._hiddens = {e: h.detach() for e, h in hiddens.items()}  # (B, S, D)
-        self._head = HeadGradient(model) if scales else None
+        self._head = head
         self._reference: Tensor | None = None
         self.result = ExitLosses()
 

@@ -95,6 +95,7 @@ def train_step(
             total_tokens=agreed.valid_tokens,
             chunk_tokens=chunk_tokens,
             measure=measure,
+            add_gradient=engine.add_gradient,
         )
         used = list(losses.gradients)
         engine.backward([hiddens[e] for e in used], [losses.gradients[e] for e in used])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +15,7 @@ from models.plan import LayerPlan
 from models.tokens import make_tokens
 from parallel.config import ParallelConfig
 from parallel.engine import Engine, build_engine
+from parallel.flat_shard import FlatShard
 from parallel.world import World, start
 from tests.tiny import tiny_config
 from trainer.exit_weights import exit_weights
@@ -56,7 +58,11 @@ def plan_and_weights(step: int, index: int, num_layers: int) -> tuple[LayerPlan,
 
 
 def make_engine(
-    config: LlamaConfig, parallel: ParallelConfig, world: World, dtype: torch.dtype = torch.float64
+    config: LlamaConfig,
+    parallel: ParallelConfig,
+    world: World,
+    dtype: torch.dtype = torch.float64,
+    optim: OptimConfig = OPTIM,
 ) -> Engine:
     with torch.device("meta"):
         model = Llama(config).to(dtype)
@@ -65,7 +71,7 @@ def make_engine(
         parallel,
         world,
         fill=lambda m, assign: init_weights(m, config, seed=3, assign=assign),
-        make_optimizer=lambda m: build_adamw(m, OPTIM),
+        make_optimizer=lambda m: build_adamw(m, optim),
     )
 
 
@@ -97,15 +103,26 @@ def engine_steps(
 
 
 def whole(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, FlatShard):
+        parts = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        for box in tensor.boxes():
+            sides = zip(box.offset, box.part.shape, strict=True)
+            parts[tuple(slice(start, start + length) for start, length in sides)] = box.part
+        dist.all_reduce(parts)
+        return parts
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def trained_by_engine(
-    parallel: ParallelConfig, tied: bool = False, chunk: int = 10_000
+    parallel: ParallelConfig,
+    tied: bool = False,
+    chunk: int = 10_000,
+    dtype: torch.dtype = torch.float64,
+    optim: OptimConfig = OPTIM,
 ) -> dict[str, Tensor]:
     """On this rank: train, return whole parameters and moments, and the losses."""
     world = start(device="cpu")
-    engine = make_engine(model_config(tie_word_embeddings=tied), parallel, world)
+    engine = make_engine(model_config(tie_word_embeddings=tied), parallel, world, dtype, optim)
     losses = engine_steps(engine, world, chunk=chunk)
     state = {**engine.weights(), **engine.optimizer_state()}
     return {name: whole(t).clone() for name, t in state.items()} | {"losses": torch.tensor(losses)}
@@ -127,12 +144,13 @@ def trained_plainly(
     tied: bool = False,
     batch: Callable[[int, int], Batch] = microbatch,
     loss_of: Callable[[Llama, int, int], Tensor] = plain_loss,
+    optim: OptimConfig = OPTIM,
 ) -> dict[str, Tensor]:
     """One process, one loop, nothing of the engine."""
     config = model_config(tie_word_embeddings=tied)
     model = Llama(config).double()
     init_weights(model, config, seed=3)
-    optimizer = build_adamw(model, OPTIM)
+    optimizer = build_adamw(model, optim)
     losses = []
     for step in range(STEPS):
         count = sum(int((batch(step, g).labels != -100).sum()) for g in range(MICROBATCHES))

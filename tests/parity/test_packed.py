@@ -14,7 +14,7 @@ from models.execute import Call, plain_call
 from models.llama import Llama
 from models.plan import LayerPlan, Selection, Visit, dropped, full
 from models.tokens import Tokens, make_tokens
-from parallel.torch_engine import recomputed_call
+from parallel.recompute import recomputed_call
 from tests.parity.reference import VARIANTS
 from tests.tiny import tiny_config, tiny_llama
 

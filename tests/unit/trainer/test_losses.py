@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.memory import peak_bytes
+from models.gradient import add_gradient
 from models.llama import Llama
 from models.plan import LayerPlan, dropped, full
 from models.tokens import make_tokens
@@ -210,7 +211,7 @@ def test_bfloat16_gradients_are_as_close_to_the_exact_ones_as_those_of_autograd(
     model = tiny_llama(tiny_config(vocab_size=500), dtype=torch.float32).bfloat16()
     plain, exact = deepcopy(model), deepcopy(model).double()
     hidden, labels = torch.randn(256, 64).bfloat16(), torch.randint(0, 500, (256,))
-    head = HeadGradient(model)
+    head = HeadGradient(model, add_gradient)
     exit_loss(model, hidden, labels, chunk_tokens=chunk, guess=False, scale=1 / 256, head=head)
     head.deliver()
     cross_entropy(plain.unembed(hidden).float(), labels).backward()
