@@ -1,9 +1,11 @@
 """What a sharded step communicates: pure functions of sizes, no process group needed.
 
 A unit is what is gathered and reduced at once: a layer, or the root (embedding, norm, head). Sizes
-are those FSDP2 really moves: every parameter is cut along its first dimension, into pieces padded
-to equal size. A ring is assumed, in which each rank sends (n - 1) / n of the tensor in a gather or
-a reduction, twice that in an all-reduce, and receives as much.
+are those FSDP2 and DeepSpeed really move: FSDP2 cuts every parameter along its first dimension,
+into pieces padded to equal size. DeepSpeed cuts anywhere, so nothing is padded but a few numbers;
+it joins the reductions of units in buckets, so they are fewer than said here. A ring is assumed, in
+which each rank sends (n - 1) / n of the tensor in a gather or a reduction, twice that in an
+all-reduce, and receives as much.
 """
 
 from collections.abc import Iterable, Sequence
@@ -87,10 +89,19 @@ def shard_numbers(shapes: Shapes, ranks: int) -> int:
 def unit_collectives(shapes: Shapes, sharding: Sharding, *, is_root: bool) -> UnitCollectives:
     """Return what one visited unit moves in one microbatch, and at the update.
 
-    Under FSDP2 the root stays gathered from forward to backward. ZeRO-3 gathers everything twice.
-    ZeRO-1 and -2 have whole weights, and gather what the update has changed.
+    Under FSDP2 the root stays gathered from forward to backward. ZeRO-3 gathers layers and
+    embedding twice, norm and head once a step. ZeRO-1 and -2 have whole weights, and gather what
+    the update has changed; their reduction is an all-reduce, of which each rank keeps its part
+    (DeepSpeed 0.19; with the reduce-scatter of the paper it would be half).
+
+    Args:
+        shapes: of the unit's parameters; of the root: embedding, norm, and head unless tied.
+        sharding: who holds what.
+        is_root: whether it is the root.
     """
     shards = sharding.shards
+    if sharding.method != "fsdp":
+        return _zero_collectives(shapes, sharding, is_root)
     shard = shard_numbers(shapes, shards)
     whole = shard * shards
     gather = [Collective("all_gather", "shard", shards, whole * sharding.gather_width)]
@@ -98,10 +109,27 @@ def unit_collectives(shapes: Shapes, sharding: Sharding, *, is_root: bool) -> Un
     if sharding.copies > 1:
         size = shard * sharding.reduce_width
         reduction.append(Collective("all_reduce", "copy", sharding.copies, size))
-    if sharding.method in ("zero-1", "zero-2"):
-        return UnitCollectives([], [], reduction, gather)
-    again = sharding.method == "zero-3" or (sharding.reshard_after_forward and not is_root)
+    again = sharding.reshard_after_forward and not is_root
     return UnitCollectives(gather, gather if again else [], reduction, [])
+
+
+def _zero_collectives(shapes: Shapes, sharding: Sharding, is_root: bool) -> UnitCollectives:
+    def one(operation: Operation, some: Shapes, width: int) -> Collective:
+        return Collective(operation, "shard", sharding.ranks, width * sum(map(prod, some)))
+
+    def gather(some: Shapes) -> Collective:
+        return one("all_gather", some, sharding.gather_width)
+
+    if sharding.method in ("zero-1", "zero-2"):
+        reduction = [one("all_reduce", shapes, sharding.reduce_width)]
+        return UnitCollectives([], [], reduction, [gather(shapes)])
+    reduction = [one("reduce_scatter", shapes, sharding.reduce_width)]
+    if not is_root:
+        return UnitCollectives([gather(shapes)], [gather(shapes)], reduction, [])
+    table, *rest = shapes
+    again = [] if len(rest) > 1 else [gather([table])]  # a tied head is the table once more
+    once = [gather([shape]) for shape in rest]
+    return UnitCollectives([gather([table]), *again], [gather([table])], reduction, once)
 
 
 class Amount(NamedTuple):
@@ -140,6 +168,8 @@ def step_traffic(
     for unit, weight in ((root, 1.0), (layer, sum(layers))):
         add(unit.forward + unit.backward, weight * microbatches)
         add(unit.reduction, weight * reductions)
+    if sharding.method == "zero-1" and sharding.gather_width < sharding.reduce_width:
+        add(layer.reduction, reductions * (len(layers) - sum(layers)))  # DeepSpeed's own optimizer
     add(root.update, 1.0)
     add(layer.update, len(layers))  # a zero gradient moves weights too: law 3
     return found

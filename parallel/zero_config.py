@@ -18,6 +18,8 @@ PASSED_ON = {
     "zero_optimization.overlap_comm",
     "zero_optimization.reduce_bucket_size",
     "zero_optimization.reduce_scatter",
+    "zero_optimization.round_robin_gradients",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.stage3_max_live_parameters",
     "zero_optimization.stage3_max_reuse_distance",
     "zero_optimization.stage3_param_persistence_threshold",
@@ -75,8 +77,6 @@ def to_deepspeed(config: ParallelConfig, num_parameters: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,  # its default is 1.0, on top of ours
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
     }
     if config.zero.deepspeed_config is not None:
@@ -97,6 +97,8 @@ def decided(config: ParallelConfig) -> dict[str, Any]:
         # A layer that no plan of the step visits has no gradient.
         "zero_optimization.ignore_unused_parameters": True,
         "bf16.enabled": config.precision == "bfloat16",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "fp16.enabled": False,
         "torch_autocast.enabled": False,
         "data_types.grad_accum_dtype": "fp32",
@@ -105,10 +107,17 @@ def decided(config: ParallelConfig) -> dict[str, Any]:
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
     }
+    if config.zero.stage < 3 and not config.zero.offload_optimizer and not _is_bfloat16_1(config):
+        values["zero_optimization.compute_grad_norm"] = False  # it is computed, but by us
     device = "cpu" if config.zero.offload_optimizer else "none"
     values["zero_optimization.offload_optimizer.device"] = device
     values["zero_optimization.offload_param.device"] = "none"
     return values
+
+
+def _is_bfloat16_1(config: ParallelConfig) -> bool:
+    """Whether DeepSpeed takes its optimizer for bfloat16, which has ways of its own."""
+    return config.zero is not None and config.zero.stage == 1 and config.precision == "bfloat16"
 
 
 def check_user_config(config: ParallelConfig, recipe: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from parallel.checkpoint import (
 from parallel.engine import Engine, build_engine
 from parallel.reduce import on_first_rank
 from parallel.world import World
+from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
 from trainer.optim import build_adamw
 from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
@@ -71,6 +72,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     """
     shape = model_config(config)
     config.batch.check_ranks(world.size)
+    check_user_config(config.parallel, config.deepspeed_keys(world.size))
     lock = claim(config) if world.is_first else None
     newest = latest(checkpoints_folder(config))
     if newest is not None:

@@ -8,8 +8,9 @@ from configs.load import to_yaml
 from models.config import LlamaConfig
 from models.flops import count_parameters
 from parallel.config import ParallelConfig
-from parallel.cost import Sharding, step_traffic, total_traffic
+from parallel.cost import Method, Sharding, step_traffic, total_traffic
 from parallel.memory import Workload, rank_memory, staged_bytes
+from parallel.zero_config import check_user_config
 from trainer.build import model_config
 from trainer.config import PretrainConfig
 from trainer.exit_weights import exit_weights
@@ -19,6 +20,7 @@ from trainer.layer_dropout import drop_probabilities
 from trainer.schedule import learning_rate
 
 GIB = 2**30
+METHODS: dict[int, Method] = {1: "zero-1", 2: "zero-2", 3: "zero-3"}
 COLUMNS = (
     f"{'step':<10} {'lr':<10} {'p of last':<10} {'FLOPs':<10} {'recomputed':<10} {'saved':<7} "
     f"{'collectives':<12} {'GiB sent':<9} exits and weights"
@@ -34,6 +36,7 @@ def check_report(config: PretrainConfig) -> str:
     model = model_config(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     config.batch.check_ranks(ranks)
+    check_user_config(config.parallel, config.deepspeed_keys(ranks))
     sharding = sharding_of(config.parallel, ranks)
     sections = (
         _sizes(config, model),
@@ -50,11 +53,19 @@ def sharding_of(parallel: ParallelConfig, ranks: int) -> Sharding:
     Raises:
         ValueError: if the shard groups do not fill the ranks.
     """
+    width = 2 if parallel.precision == "bfloat16" else 4
+    if parallel.zero is not None:
+        return Sharding(
+            ranks=ranks,
+            method=METHODS[parallel.zero.stage],
+            gather_width=width,
+            reduce_every_microbatch=parallel.zero.stage > 1,
+        )
     return Sharding(
         ranks=ranks,
         shard_ranks=parallel.sharding.ranks_of_a_copy(ranks),
         reshard_after_forward=parallel.sharding.reshard_after_forward,
-        gather_width=2 if parallel.precision == "bfloat16" else 4,
+        gather_width=width,
     )
 
 

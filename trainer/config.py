@@ -163,3 +163,12 @@ class PretrainConfig:
                 f"{model.max_position_embeddings}: lower the one or raise the other"
             )
         check_exit_loss(self.exit_loss, model.num_hidden_layers)
+
+    def deepspeed_keys(self, ranks: int) -> dict[str, float]:
+        """Return the keys of DeepSpeed that this config decides outside of `parallel`."""
+        return {
+            "train_batch_size": self.batch.global_size,
+            "train_micro_batch_size_per_gpu": self.batch.micro_size,
+            "gradient_accumulation_steps": self.batch.num_microbatches // ranks,
+            "gradient_clipping": self.optim.clip_norm or 0.0,
+        }

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.config import LlamaConfig
-from parallel.config import FsdpConfig, ParallelConfig
+from parallel.config import FsdpConfig, ParallelConfig, ZeroConfig
 from parallel.cost import Amount, Operation, step_traffic
 from parallel.memory import gradient_bytes, shard_parameters, state_bytes
 from parallel.world import start
@@ -110,6 +110,28 @@ def test_a_step_moves_what_was_predicted(world: int, parallel: ParallelConfig) -
                 sent = rounds * of_rank[f"size {operation}"] * (ranks - 1) / ranks
                 found[operation] = Amount(of_rank[f"count {operation}"], sent)
         assert found == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_moves_the_bytes_that_were_predicted(stage: int, precision: str) -> None:
+    parallel = ParallelConfig(zero=ZeroConfig(stage=stage), precision=precision)
+    config, sharding = uneven_config(), sharding_of(parallel, 2)
+    plan, _ = plan_and_weights(STEP, 0, config.num_hidden_layers)
+    live = {v.layer for v in plan.visits}
+    expected = step_traffic(
+        config,
+        sharding,
+        visited=[float(layer in live) for layer in range(config.num_hidden_layers)],
+        microbatches=MICROBATCHES // 2,
+    )
+    (moved, _) = run_ranks(partial(_moved, parallel), world=2)
+    assert {op for op in OPERATIONS.values() if f"count {op}" in moved} == set(expected)
+    for operation, amount in expected.items():
+        rounds = 2 if operation == "all_reduce" else 1
+        # Ends of groups are padded, and weights of 64 numbers are not counted here.
+        assert rounds * moved[f"size {operation}"] / 2 == pytest.approx(amount.sent, rel=5e-3)
+        assert moved[f"count {operation}"] <= amount.collectives
 
 
 def _held(parallel: ParallelConfig) -> int:

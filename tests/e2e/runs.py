@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -89,3 +90,15 @@ def curve(run: Path) -> list[dict[str, object]]:
     timed = {"step_seconds", "tokens_per_second", "memory_bytes", "seconds", "mfu"}
     lines = read_metrics(run / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def wait_for_step(run: Path, step: int, seconds: float = 90) -> None:
+    """Return when the run has written the metrics of a step."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").is_file() and any(
+            line["kind"] == "train" and line["step"] >= step for line in curve(run)
+        ):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no step {step} within {seconds} seconds")

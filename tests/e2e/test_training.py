@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from inference.load import load as load_for_inference
 from parallel.checkpoint import latest
-from tests.e2e.runs import STEPS, curve, kill, torchrun, train, write_config
+from tests.e2e.runs import STEPS, curve, kill, torchrun, train, wait_for_step, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -20,17 +19,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
     train([str(write_config(folder))])
     return folder / "run"
-
-
-def wait_for_step(run: Path, step: int, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (run / "metrics.jsonl").is_file() and any(
-            line["kind"] == "train" and line["step"] >= step for line in curve(run)
-        ):
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no step {step} within {seconds} seconds")
 
 
 def same_as(folder: Path, unbroken: Path) -> None:
