@@ -13,7 +13,7 @@ from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer, load_tokeni
 from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
 from models.llama import Llama
-from parallel.checkpoint import CHECKPOINTS, MODEL, STATE, TOKENIZER, latest, read_model
+from parallel.checkpoint import MODEL, TOKENIZER, find_checkpoint, read_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,27 +87,6 @@ def load(source: str | Path, *, dtype: torch.dtype, device: torch.device | str) 
     return Loaded(
         model.eval(), tokenizer, model.config, origin, prefix, eos_ids | {tokenizer.eos_id}
     )
-
-
-def find_checkpoint(source: Path) -> Path | None:
-    """Return the checkpoint that a run's folder, its `checkpoints`, or one of those stands for.
-
-    None means that the source is no part of a training run.
-
-    Raises:
-        RuntimeError: if the run has saved nothing yet.
-    """
-    if (source / STATE).is_file() and (source / MODEL).is_dir():
-        return source
-    for folder in (source / CHECKPOINTS, source):
-        if folder.name == CHECKPOINTS and folder.is_dir():
-            newest = latest(folder)
-            if newest is None:
-                raise RuntimeError(
-                    f"{folder} holds no complete checkpoint yet: let the run save one"
-                )
-            return newest
-    return None
 
 
 def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device | str) -> Llama:

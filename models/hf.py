@@ -69,7 +69,7 @@ def iterate_weights(source: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError, RuntimeError: as `read_config`; or the files are incomplete.
     """
-    for name, stored in _stored(source).items():
+    for name, stored in stored_weights(source).items():
         yield name, stored.read()
 
 
@@ -88,7 +88,7 @@ def load_weights(model: Llama, source: str | Path, *, assign: Assign = copy_whol
         ValueError: a tensor is missing, unexpected or of another shape; one line with its name.
     """
     parameters = dict(model.named_parameters())
-    stored = _stored(source)
+    stored = stored_weights(source)
     check_shapes(
         {name: tensor.shape for name, tensor in stored.items()},
         {name: tuple(parameter.shape) for name, parameter in parameters.items()},
@@ -180,8 +180,14 @@ def _folder(source: str | Path, patterns: list[str]) -> Path:
         ) from None
 
 
-def _stored(source: str | Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a source by name, without those that are computed or tied."""
+def stored_weights(source: str | Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a source by name, without those that are computed or tied.
+
+    Reads headers only, of safetensors.
+
+    Raises:
+        ValueError, RuntimeError: as `iterate_weights`.
+    """
     gguf = _gguf(_folder(source, ["config.json"]))
     if gguf is not None:
         return _gguf_tensors(gguf)

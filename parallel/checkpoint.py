@@ -50,6 +50,27 @@ def latest(checkpoints: Path) -> Path | None:
     return checkpoints / pointer.read_text().strip() if pointer.is_file() else None
 
 
+def find_checkpoint(source: Path) -> Path | None:
+    """Return the checkpoint that a run's folder, its `checkpoints`, or one of those stands for.
+
+    None means that the source is no part of a training run.
+
+    Raises:
+        RuntimeError: if the run has saved nothing yet.
+    """
+    if (source / STATE).is_file() and (source / MODEL).is_dir():
+        return source
+    for folder in (source / CHECKPOINTS, source):
+        if folder.name == CHECKPOINTS and folder.is_dir():
+            newest = latest(folder)
+            if newest is None:
+                raise RuntimeError(
+                    f"{folder} holds no complete checkpoint yet: let the run save one"
+                )
+            return newest
+    return None
+
+
 class Checkpointer:
     """Writes checkpoints of an engine into one folder, at most one at a time.
 

@@ -168,8 +168,6 @@ def step_traffic(
     for unit, weight in ((root, 1.0), (layer, sum(layers))):
         add(unit.forward + unit.backward, weight * microbatches)
         add(unit.reduction, weight * reductions)
-    if sharding.method == "zero-1" and sharding.gather_width < sharding.reduce_width:
-        add(layer.reduction, reductions * (len(layers) - sum(layers)))  # DeepSpeed's own optimizer
     add(root.update, 1.0)
     add(layer.update, len(layers))  # a zero gradient moves weights too: law 3
     return found

@@ -41,10 +41,15 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for index, parts in enumerate(files):
         folder.mkdir(exist_ok=True)
         number = f"{index + 1:05d}-of-{len(files):05d}"
-        _write(folder / f"shard-{dist.get_rank() + 1:05d}-model-{number}.safetensors", parts)
+        write_boxes(folder / f"shard-{dist.get_rank() + 1:05d}-model-{number}.safetensors", parts)
 
 
-def _write(path: Path, parts: Mapping[str, Box]) -> None:
+def write_boxes(path: Path, parts: Mapping[str, Box]) -> None:
+    """Write parts of tensors, one of each, to a new file, and wait until it is on the disk.
+
+    Raises:
+        OSError, SafetensorError: if it cannot be written.
+    """
     sharding = {name: {"saved_offsets": list(box.offset)} for name, box in parts.items()}
     metadata = {"DCP_SHARDING_INFO": json.dumps(sharding), "DCP_VERSION": "1.0", "format": "pt"}
     save_file({name: box.part for name, box in parts.items()}, path, metadata)

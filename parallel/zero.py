@@ -8,6 +8,7 @@ Imported only when a config names `zero`: DeepSpeed takes seconds to import.
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
@@ -16,7 +17,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,6 +40,12 @@ from parallel.zero_stages import Place, stage_of
 
 # Built with a C++ compiler at first use, and used by DeepSpeed's inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
+# At stage 1 in bfloat16 DeepSpeed would choose an optimizer that reduces the gradients of all
+# layers, visited or not, and is slower; the one of the other precisions gives the same bits.
+DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# Once for every collective of every step.
+warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
 
 
 class ZeroEngine:
@@ -51,7 +60,6 @@ class ZeroEngine:
         make_optimizer: Callable[[nn.Module], Optimizer],
     ) -> None:
         assert config.zero is not None, "chosen by the config"
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.model, shape = model, deepcopy(model)  # on the meta device, where parameters are whole
         settings = to_deepspeed(config, sum(p.numel() for p in model.parameters()))
         backend = dist.get_default_backend_for_device(world.device)

@@ -107,17 +107,12 @@ def decided(config: ParallelConfig) -> dict[str, Any]:
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
     }
-    if config.zero.stage < 3 and not config.zero.offload_optimizer and not _is_bfloat16_1(config):
+    if config.zero.stage < 3 and not config.zero.offload_optimizer:
         values["zero_optimization.compute_grad_norm"] = False  # it is computed, but by us
     device = "cpu" if config.zero.offload_optimizer else "none"
     values["zero_optimization.offload_optimizer.device"] = device
     values["zero_optimization.offload_param.device"] = "none"
     return values
-
-
-def _is_bfloat16_1(config: ParallelConfig) -> bool:
-    """Whether DeepSpeed takes its optimizer for bfloat16, which has ways of its own."""
-    return config.zero is not None and config.zero.stage == 1 and config.precision == "bfloat16"
 
 
 def check_user_config(config: ParallelConfig, recipe: Mapping[str, Any]) -> None:

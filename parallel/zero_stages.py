@@ -1,8 +1,7 @@
-"""DeepSpeed's three optimizers behind one face: where masters and gradients lie, what is stale.
+"""DeepSpeed's two optimizers behind one face: where masters and gradients lie, what is stale.
 
-DeepSpeed has one optimizer for stages 1 and 2, another for stage 1 in bfloat16 with float32
-gradients, and one for stage 3. All of them line parameters up in flat groups and give each rank a
-range of every group.
+DeepSpeed has one optimizer for stages 1 and 2 and one for stage 3. Both line parameters up in flat
+groups and give each rank a range of every group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deepspeed import DeepSpeedEngine
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
@@ -100,33 +98,6 @@ class _SumOfRanks:
                 master.grad.zero_()
 
 
-class _Bfloat16SumOfRanks:
-    """Stage 1 in bfloat16: every rank has all gradients, in float32."""
-
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self._engine, self._zero = engine, engine.optimizer
-        engine.gradient_average = False
-        self.masters: Sequence[Tensor] = self._zero.fp32_groups_flat_partition
-
-    def place(self, parameter: nn.Parameter) -> Place:
-        return _linked(parameter)
-
-    def hand_in(self, parameter: nn.Parameter) -> None:
-        pass  # at the end of a backward pass it adds up what `.grad` holds
-
-    def finish(self) -> None:
-        self._engine.allreduce_gradients()
-
-    def gradients(self) -> Iterator[Tensor]:
-        yield from self._zero.fp32_groups_gradient_flat_partition
-
-    def refresh(self) -> None:
-        self._zero.update_lp_params()
-
-    def forget(self) -> None:
-        pass
-
-
 class _Stage3:
     """Stage 3."""
 
@@ -180,8 +151,6 @@ def stage_of(engine: DeepSpeedEngine) -> Stage:
     """Return the face of the optimizer that DeepSpeed has chosen."""
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _Stage3(engine)
-    if isinstance(engine.optimizer, BF16_Optimizer):
-        return _Bfloat16SumOfRanks(engine)
     return _SumOfRanks(engine)
 
 

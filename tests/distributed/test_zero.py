@@ -137,6 +137,16 @@ def test_deepspeed_alone_would_reuse_the_last_gradient_of_a_skipped_layer(
         assert_same(found, trained_plainly(optim=STEADY), 1000 * FLOAT32)
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_all_stages_train_the_same_bits_in_bfloat16_and_fsdp_all_but(offload: bool) -> None:
+    half = "bfloat16"
+    configs = [zero(stage, offload=offload, precision=half) for stage in STAGES]
+    first, *others = (run_ranks(_trained, config, world=2)[0] for config in configs)
+    for other in others:
+        assert_same(other, first, 0.0)
+    assert_same(run_ranks(_trained, ParallelConfig(precision=half), world=2)[0], first, 2e-7)
+
+
 def _mixed_precision(stage: int) -> dict[str, Tensor]:
     world = start(device="cpu")
     parallel = zero(stage, precision="bfloat16")
