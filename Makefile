@@ -1,4 +1,5 @@
-# make quickstart   train, shard and decode a small model on this machine, in minutes
+# make quickstart   train, shard and decode a small model on this machine, in minutes; with FSDP2,
+#                   or with DeepSpeed: make quickstart ENGINE=zero3
 # make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
 # make lint         ruff, mypy, shell syntax
 # make bench        the speed benchmarks, tables and JSON lines, in about 20 minutes (runs/benchmarks)
@@ -15,6 +16,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # Python compiles what is imported anyway; compiling all of torch here would take longer.
 PIP := $(BIN)/python -m pip install --no-compile --no-build-isolation -c constraints.txt
 STARTED := $(shell date +%s)
+ENGINE ?= fsdp
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint bench clean
@@ -23,7 +25,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(STAMP)
-	QUICKSTART_STARTED=$(STARTED) $(BIN)/python -m benchmarks.quickstart $(ARGS)
+	QUICKSTART_STARTED=$(STARTED) $(BIN)/python -m benchmarks.quickstart engine=$(ENGINE) $(ARGS)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,4 +1,5 @@
-"""`make quickstart`: data, training on two ranks, decoding both ways, a table and a picture.
+"""`make quickstart [ENGINE=zero3]`: data, training on two ranks, decoding both ways, a table and a
+picture.
 
 Each stage is a command that you could type yourself, and is printed before it runs. Run it again
 and it goes on from what is there: prepared data is reused, a training run that was interrupted goes
@@ -35,7 +36,11 @@ from trainer.config import PretrainConfig
 from trainer.metrics import FILE_NAME, read_metrics
 from trainer.run_folder import checkpoints_folder
 
-CONFIG = "configs/pretrain/quickstart.yaml"
+CONFIGS = {
+    "fsdp": "configs/pretrain/quickstart.yaml",
+    "zero3": "configs/pretrain/quickstart_zero3.yaml",
+}
+"""By `engine`; they differ in their section `parallel` only."""
 RANKS = 2
 EXIT_LAYER = 3
 NUM_SPECULATIONS = 4
@@ -48,20 +53,26 @@ THREADS = 1
 on a busy machine it loses far more, because all threads wait for the slowest."""
 
 
-def main(overrides: list[str]) -> None:
-    """Run all stages; `overrides` are key=value, for the training configuration."""
+def main(words: list[str]) -> None:
+    """Run all stages; `words` are `engine=fsdp|zero3` and overrides of the training configuration.
+
+    Raises:
+        ValueError: if there is no such engine.
+    """
+    path, overrides = choose(words)
     now = time.time()
     started = float(os.environ.get("QUICKSTART_STARTED", now))
     seconds = {"environment": now - started} if started < now else {}
-    config = load_config(PretrainConfig, CONFIG, overrides)
+    config = load_config(PretrainConfig, path, overrides)
     run_folder, python = Path(config.run_folder), _python()
     resumed_from_step = _finished_steps(config)
 
     say("1. Prepare the data: this interpreter's own standard library")
     for_data = [override for override in overrides if override.startswith("data.")]
-    seconds["data"] = run([python, "-m", "data_pipelines", CONFIG, *for_data])
-    say(f"2. Train with layer dropout and early-exit loss on {RANKS} FSDP ranks")
-    seconds["training"] = train(config, overrides, python)
+    seconds["data"] = run([python, "-m", "data_pipelines", path, *for_data])
+    engine = "FSDP2" if config.parallel.zero is None else f"ZeRO-{config.parallel.zero.stage}"
+    say(f"2. Train with layer dropout and early-exit loss on {RANKS} {engine} ranks")
+    seconds["training"] = train(config, [path, *overrides], python)
     say(f"3. Decode {NUM_PROMPTS} held-out prompts from the shards, both ways")
     began = time.time()
     torch.set_num_threads(THREADS)
@@ -88,8 +99,34 @@ def main(overrides: list[str]) -> None:
     say(closing(report, run_folder, python))
 
 
-def train(config: PretrainConfig, overrides: list[str], python: str) -> float:
+def choose(words: list[str]) -> tuple[str, list[str]]:
+    """Return the configuration of the engine that is asked for, and the overrides.
+
+    Engines other than the default have a run folder of their own.
+
+    Raises:
+        ValueError: if there is no such engine.
+    """
+    engine, overrides = "fsdp", []
+    for word in words:
+        if word.startswith("engine="):
+            engine = word.removeprefix("engine=")
+        else:
+            overrides.append(word)
+    if engine not in CONFIGS:
+        raise ValueError(f"engine={engine} is unknown: choose among {', '.join(CONFIGS)}")
+    if engine != "fsdp" and not any(word.startswith("run_folder=") for word in overrides):
+        overrides.append(f"run_folder=runs/quickstart_{engine}")
+    return CONFIGS[engine], overrides
+
+
+def train(config: PretrainConfig, arguments: list[str], python: str) -> float:
     """Run the training command to its last step; return its seconds.
+
+    Args:
+        config: what the arguments say.
+        arguments: of the trainer.
+        python: the interpreter.
 
     Raises:
         RuntimeError: if it stops earlier.
@@ -102,7 +139,7 @@ def train(config: PretrainConfig, overrides: list[str], python: str) -> float:
             "to start again)"
         )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    seconds = run([python, *torchrun, "-m", "trainer", CONFIG, *overrides])
+    seconds = run([python, *torchrun, "-m", "trainer", *arguments])
     done = _finished_steps(config)
     if done < config.steps:
         raise RuntimeError(

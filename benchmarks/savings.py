@@ -1,18 +1,22 @@
-"""`python -m benchmarks.savings`: how much of the skipped work turns into saved time.
+"""`python -m benchmarks.savings [zero]`: how much of the skipped work turns into saved time.
 
-For one and two FSDP2 ranks, both granularities and several drop probabilities p, whole optimiser
-steps (forward, loss, backward, reduction, clipping, AdamW) under plans of layer dropout take turns
-with the full step. `saved_over_ideal` is the share of time saved over the share of FLOPs that the
-plan skips, the head's among all: 1.0 would mean that nothing is left but what was asked for.
-A rank has one thread, whatever their number, so that ranks can be compared.
+For one and two FSDP2 ranks, or with `zero` for two ranks at each stage of ZeRO, both granularities
+and several drop probabilities p, whole optimiser steps (forward, loss, backward, reduction,
+clipping, AdamW) under plans of layer dropout take turns with the full step. `saved_over_ideal` is
+the share of time saved over the share of FLOPs that the plan skips, the head's among all: 1.0 would
+mean that nothing is left but what was asked for. What no plan can skip is the update of all
+weights, at stages 1 and 2 with their gather: its share of the full step is what is missing to 1.0
+at best. A rank has one thread, whatever their number, so that ranks can be compared.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from statistics import median
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -22,11 +26,12 @@ from benchmarks.launch import on_ranks
 from benchmarks.lines import json_line, text_table
 from benchmarks.steps import make_engine, random_batch, run_step
 from benchmarks.timing import Clock, Timings, interleave, spread
+from configs.command import run_command
 from data_pipelines.loader import Batch
 from models.config import LlamaConfig
 from models.flops import flops_of_plan
 from models.plan import LayerPlan, dropped, full
-from parallel.config import ParallelConfig
+from parallel.config import ParallelConfig, Stage, ZeroConfig
 from parallel.engine import Engine
 from parallel.world import World, start, stop
 from trainer.layer_dropout import plan_step
@@ -44,10 +49,25 @@ MODEL = LlamaConfig(
     max_position_embeddings=512,
 )
 ROWS, SEQ_LEN = 16, 256
-PARALLEL = ParallelConfig(precision="bfloat16")
+ENGINES = {"FSDP2": ParallelConfig(precision="bfloat16")} | {
+    f"ZeRO-{stage}": ParallelConfig(precision="bfloat16", zero=ZeroConfig(stage=stage))
+    for stage in get_args(Stage)
+}
+GRAINS: tuple[Granularity, ...] = ("batch", "sample")
+SETUPS: dict[str, list[tuple[int, str, Granularity]]] = {
+    "fsdp": [(ranks, "FSDP2", grain) for ranks in (1, 2) for grain in GRAINS],
+    "zero": [
+        (2, "ZeRO-1", "batch"),
+        (2, "ZeRO-2", "batch"),
+        (2, "ZeRO-3", "batch"),
+        (2, "ZeRO-3", "sample"),
+    ],
+}
+"""Ranks, engine and granularity; one rank is not sharded."""
 PROBABILITIES = (0.0, 0.3, 0.5, 0.7)
 ROUNDS = 4
 COLUMNS = (
+    "engine",
     "ranks",
     "granularity",
     "p",
@@ -55,6 +75,7 @@ COLUMNS = (
     "time saved",
     "saved / ideal (quartiles)",
     "by CPU time",
+    "update / full step",
     "collectives of a layer not visited",
 )
 
@@ -83,17 +104,18 @@ def flops(plan: LayerPlan) -> float:
     )
 
 
-def measure(granularity: Granularity) -> list[dict[str, Any]]:
-    """Time steps on this rank; return a row for each probability."""
-    world = start(device=PARALLEL.device)
-    engine = make_engine(MODEL, PARALLEL, world)
+def measure(name: str, granularity: Granularity) -> list[dict[str, Any]]:
+    """Time steps of an engine on this rank; return a row for each probability."""
+    parallel = ENGINES[name]
+    world = start(device=parallel.device)
+    engine = make_engine(MODEL, parallel, world)
     batch = random_batch(MODEL, ROWS, SEQ_LEN, seed=world.rank)
     step = partial(_step, engine, batch, world)
     everything = full(MODEL.num_hidden_layers)
     if granularity == "sample":
         for kept in range(1, ROWS):  # a shape's first products make their kernels, once in a run
             step(dropped([torch.arange(kept)] * MODEL.num_hidden_layers))
-    extra = collectives_of_unvisited(step)
+    extra, update = collectives_of_unvisited(step), update_seconds(engine, step)
     rows = []
     for p in PROBABILITIES:
         plans, skipped = plans_of(p, granularity, microbatch=world.rank), list[float]()
@@ -108,11 +130,13 @@ def measure(granularity: Granularity) -> list[dict[str, Any]]:
         times = interleave(jobs, rounds=ROUNDS, wait=dist.barrier)
         rows.append(
             {
+                "engine": name,
                 "ranks": world.size,
                 "granularity": granularity,
                 "p": p,
                 "step_seconds": times["some"].median(),
                 "full_step_seconds": times["full"].median(),
+                "update_seconds": update,
                 "collectives_of_unvisited_layer": extra,
                 **savings(skipped[-ROUNDS:], times["some"], times["full"]),
             }
@@ -147,6 +171,17 @@ def savings(skipped: list[float], some: Timings, everything: Timings) -> dict[st
     return figures
 
 
+def update_seconds(engine: Engine, step: Callable[[LayerPlan], object], repeats: int = 5) -> float:
+    """Return the time of the update at the end of a step, which moves all weights."""
+    begun: list[float] = []
+    engine.before_update(lambda: begun.append(time.perf_counter()))
+    seconds = []
+    for _ in range(repeats):
+        step(full(MODEL.num_hidden_layers))
+        seconds.append(time.perf_counter() - begun[-1])
+    return median(seconds)
+
+
 def collectives_of_unvisited(step: Callable[[LayerPlan], object]) -> float:
     """Return the collectives that a layer causes in a step which does not visit it."""
     none = torch.tensor([], dtype=torch.int64)
@@ -173,6 +208,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         COLUMNS,
         [
             (
+                r["engine"],
                 r["ranks"],
                 r["granularity"],
                 r["p"],
@@ -180,6 +216,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{r['saved_time']:.3f}",
                 cell(r["saved_over_ideal"]),
                 cell(r["saved_over_ideal_cpu"]),
+                f"{r['update_seconds'] / r['full_step_seconds']:.3f}",
                 r["collectives_of_unvisited_layer"],
             )
             for r in rows
@@ -187,15 +224,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    """Measure every combination; print its table and a JSON line a row as soon as it is known."""
-    for ranks in (1, 2):
-        for granularity in ("batch", "sample"):
-            rows = on_ranks(ranks, measure, granularity, threads=1)[0]
-            sys.stdout.write(table(rows) + "\n")
-            sys.stdout.writelines(json_line("savings", **row) + "\n" for row in rows)
-            sys.stdout.flush()
+def main(words: list[str]) -> None:
+    """Measure every combination; print its table and a JSON line a row as soon as it is known.
+
+    Raises:
+        ValueError: for a word that is not `zero`.
+    """
+    if words not in ([], ["zero"]):
+        raise ValueError(f"arguments {' '.join(words)}: there is only zero, or nothing")
+    for ranks, name, granularity in SETUPS["zero" if words else "fsdp"]:
+        rows = on_ranks(ranks, measure, name, granularity, threads=1)[0]
+        sys.stdout.write(table(rows) + "\n")
+        sys.stdout.writelines(json_line("savings", **row) + "\n" for row in rows)
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -34,11 +34,14 @@ class FsdpConfig:
         return shard_size
 
 
+Stage = Literal[1, 2, 3]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZeroConfig:
     """DeepSpeed ZeRO (arXiv 1910.02054) instead of FSDP2."""
 
-    stage: Literal[1, 2, 3]
+    stage: Stage
     """What is sharded: moments and master weights (1), gradients too (2), weights too (3)."""
     offload_optimizer: bool = False
     """Keep moments and master weights in host memory and update them there."""
