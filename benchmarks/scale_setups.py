@@ -91,11 +91,8 @@ def _setup(
 
 
 def _sharding(ranks: int, size: int, method: Method) -> Sharding:
-    """FSDP2 reduces in float32, as here; DeepSpeed in the compute type, its default."""
-    width = 4 if method == "fsdp" else 2
-    return Sharding(
-        ranks=ranks, shard_ranks=size, method=method, gather_width=2, reduce_width=width
-    )
+    """Gathers are in bfloat16, reductions in float32, as the engines here do them."""
+    return Sharding(ranks=ranks, shard_ranks=size, method=method, gather_width=2, reduce_width=4)
 
 
 def _memory(config: LlamaConfig, sharding: Sharding, rows: int, recompute: bool) -> int:

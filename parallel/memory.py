@@ -93,16 +93,14 @@ def state_bytes(config: LlamaConfig, sharding: Sharding) -> int:
     """Return the bytes of weights and Adam's moments on the first rank.
 
     FSDP2: three float32 numbers a parameter, sharded. ZeRO (arXiv 1910.02054, section 5): weights
-    in the compute type; master weights, if that is not float32, and moments sharded from stage 1,
-    weights from stage 3. Adam's step counters, 4 bytes a tensor, are left out.
+    in the compute type; master weights (in float32 too, as DeepSpeed has it) and moments sharded
+    from stage 1, weights from stage 3. Adam's step counters, 4 bytes a tensor, are left out.
     """
     shard = shard_parameters(config, sharding.shards)
     if sharding.method == "fsdp":
         return 3 * SINGLE * shard
-    width = sharding.gather_width
-    optimizer = (2 if width == SINGLE else 3) * SINGLE * shard
     weights = shard if sharding.method == "zero-3" else count_parameters(config).total
-    return optimizer + width * weights
+    return 3 * SINGLE * shard + sharding.gather_width * weights
 
 
 def gradient_bytes(config: LlamaConfig, sharding: Sharding) -> int:
@@ -112,7 +110,7 @@ def gradient_bytes(config: LlamaConfig, sharding: Sharding) -> int:
         whole = 0 if sharding.reduce_every_microbatch else count_parameters(config).total
         return SINGLE * shard + sharding.reduce_width * whole
     whole = count_parameters(config).total
-    return sharding.gather_width * (whole if sharding.method == "zero-1" else shard)
+    return sharding.reduce_width * (whole if sharding.method == "zero-1" else shard)
 
 
 def staged_bytes(config: LlamaConfig, sharding: Sharding) -> int:

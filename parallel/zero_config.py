@@ -18,7 +18,6 @@ PASSED_ON = {
     "zero_optimization.overlap_comm",
     "zero_optimization.reduce_bucket_size",
     "zero_optimization.reduce_scatter",
-    "zero_optimization.round_robin_gradients",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save",
     "zero_optimization.stage3_max_live_parameters",
     "zero_optimization.stage3_max_reuse_distance",

@@ -1,6 +1,9 @@
 """ZeRO against a plain loop: skipped layers, exits, accumulation, clipping, AdamW."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from models.plan import dropped, full
 from models.tokens import make_tokens
 from parallel import zero_stages
-from parallel.config import ParallelConfig, ZeroConfig
+from parallel.config import ParallelConfig, Stage, ZeroConfig
 from parallel.world import start
+from parallel.zero_config import check_user_config
 from tests.distributed.recipe import (
     LENGTH,
     OPTIM,
@@ -75,6 +79,35 @@ def test_small_chunks_of_logits_train_the_same(stage: int) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_offloading_the_optimizer_trains_the_same(stage: int) -> None:
     found = run_ranks(_trained, zero(stage, offload=True), world=2)
+    assert_same(found[0], trained_plainly(optim=STEADY), FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_compiled_layers_train_the_same(stage: int) -> None:
+    found = run_ranks(_trained, zero(stage, compile=True), world=2, timeout=300)
+    assert_same(found[0], trained_plainly(optim=STEADY), FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        (1, {"reduce_bucket_size": 10_000, "allgather_bucket_size": 5_000}),
+        (2, {"overlap_comm": True, "reduce_scatter": False}),
+        (2, {"contiguous_gradients": False}),
+        (3, {"reduce_bucket_size": 10_000, "sub_group_size": 5_000, "overlap_comm": True}),
+        (3, {"stage3_prefetch_bucket_size": 50_000, "stage3_param_persistence_threshold": 5_000}),
+        (3, {"stage3_max_reuse_distance": 1e9, "stage3_max_live_parameters": 1e9}),
+    ],
+)
+def test_settings_of_speed_do_not_change_numbers(
+    tmp_path: Path, stage: Stage, settings: dict[str, Any]
+) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps({"zero_optimization": settings}))
+    config = ParallelConfig(zero=ZeroConfig(stage=stage, deepspeed_config=str(path)))
+    check_user_config(config, {})
+    found = run_ranks(_trained, config, world=2)
     assert_same(found[0], trained_plainly(optim=STEADY), FLOAT32)
 
 

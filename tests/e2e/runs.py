@@ -63,14 +63,16 @@ def train(arguments: list[str], ranks: int = 2) -> None:
     run_ranks(main, arguments, world=ranks)
 
 
-def torchrun(arguments: list[str], ranks: int = 2) -> "subprocess.Popen[str]":
+def torchrun(
+    arguments: list[str], ranks: int = 2, environment: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """Start the trainer as a user does, in a process group of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), "-m", "trainer", *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -103,6 +103,17 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(tmp_path: P
         train([config(tmp_path, 3, optim={"lr": 1e18, "clip_norm": None})])
 
 
+def test_nothing_is_compiled_and_no_compiler_is_needed(tmp_path: Path) -> None:
+    extensions = tmp_path / "extensions"
+    bare = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(extensions), "CC": "", "CXX": ""}
+    process = torchrun([config(tmp_path, 2), "steps=3"], environment=bare)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert not extensions.exists()
+    assert "ninja" not in output
+    assert "deprecated" not in output
+
+
 def test_a_deepspeed_json_that_contradicts_the_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"train_batch_size": 99}')
     path = config(tmp_path, 2)

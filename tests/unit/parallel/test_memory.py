@@ -28,13 +28,16 @@ TOKENS = WORK.rows * WORK.seq_len
     [("zero-1", 7.0), ("zero-2", 5.5), ("zero-3", 4.0), ("fsdp", 4.0)],
 )
 def test_states_and_gradients_are_those_of_the_zero_paper(method, bytes_each):
-    sharding = Sharding(ranks=4, method=method, gather_width=2)
+    sharding = Sharding(ranks=4, method=method, gather_width=2, reduce_width=2)
+    if method == "fsdp":
+        sharding = replace(sharding, reduce_width=4)  # 12 and 4 bytes, all float32
     held = state_bytes(CONFIG, sharding) + gradient_bytes(CONFIG, sharding)
     assert held == bytes_each * PARAMETERS
 
 
-def test_float32_needs_no_master_weights_besides():
-    assert state_bytes(CONFIG, Sharding(ranks=4, method="zero-3")) == 3 * PARAMETERS
+def test_zero_has_masters_besides_float32_weights_too():
+    assert state_bytes(CONFIG, Sharding(ranks=4, method="zero-2")) == (4 + 3) * PARAMETERS
+    assert state_bytes(CONFIG, Sharding(ranks=4, method="zero-3")) == (1 + 3) * PARAMETERS
 
 
 def test_hybrid_sharding_holds_a_shard_of_its_group():
