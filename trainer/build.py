@@ -81,7 +81,8 @@ def build_run(config: PretrainConfig, world: World) -> Run:
                 f"run_folder {config.run_folder} has checkpoints and resume is never: choose "
                 "another run_folder, or resume=auto to go on"
             )
-        check_resumable(config)
+        if (Path(config.run_folder) / CONFIG).is_file():  # a converted checkpoint has none
+            check_resumable(config)
     data_folder = on_first_rank(lambda: prepare(config.data))
     _check_vocabulary(data_folder, shape)
     with torch.device("meta"):
@@ -96,10 +97,11 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     state: dict[str, Any] = {"step": 0, "tokens_seen": 0}
     if newest is not None:
         state = read_state(newest)
-        _check_data(state["data"], data_folder, newest)
+        if "data" in state:
+            _check_data(state["data"], data_folder, newest)
         read_tensors(newest, MODEL, engine.weights())
         read_tensors(newest, OPTIMIZER, engine.optimizer_state())
-    elif world.is_first:
+    if world.is_first and not (Path(config.run_folder) / CONFIG).is_file():
         describe_run(config)
     return Run(
         config=config,

@@ -138,10 +138,12 @@ def _watch(model: Llama) -> list[tuple[int, int, Any]]:
     calls: list[tuple[int, int, Any]] = []
     for name, layer in model.layers.items():
 
-        def hook(_: nn.Module, arguments: tuple[Any, ...], layer: int = int(name)) -> None:
-            calls.append((layer, arguments[0].shape[1], arguments[1].cache))
+        def hook(
+            _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], layer: int = int(name)
+        ) -> None:
+            calls.append((layer, arguments[0].shape[1], named["tokens"].cache))
 
-        layer.register_forward_pre_hook(hook)
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
     return calls
 
 

@@ -1,0 +1,1 @@
+"""From one kind of checkpoint to another: `python -m parallel.convert SRC DST to=dcp|zero|hf`."""
