@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.execute import plain_call
+from models.gradient import add_gradient
 from models.layer import Layer
 from models.llama import Llama
 from models.plan import LayerPlan
@@ -37,15 +38,6 @@ from parallel.recompute import recomputed_call
 from parallel.world import World
 from parallel.zero_config import to_deepspeed
 from parallel.zero_stages import Place, stage_of
-
-# Built with a C++ compiler at first use, and used by DeepSpeed's inference only.
-__compatible_ops__["deepspeed_shm_comm"] = False
-# At stage 1 in bfloat16 DeepSpeed would choose an optimizer that reduces the gradients of all
-# layers, visited or not, and is slower; the one of the other precisions gives the same bits.
-DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# Once for every collective of every step.
-warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
 
 
 class ZeroEngine:
@@ -61,6 +53,7 @@ class ZeroEngine:
     ) -> None:
         assert config.zero is not None, "chosen by the config"
         self.model, shape = model, deepcopy(model)  # on the meta device, where parameters are whole
+        _adjust_deepspeed()
         settings = to_deepspeed(config, sum(p.numel() for p in model.parameters()))
         backend = dist.get_default_backend_for_device(world.device)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
@@ -117,7 +110,7 @@ class ZeroEngine:
 
     def add_gradient(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Add a gradient (any shape) that is not autograd's, during the backward pass."""
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        add_gradient(parameter, gradient)
         if parameter is not self.model.model.embed_tokens.weight:
             # A tied head's joins what autograd is about to add and hand in for the embedding.
             self._given.append(parameter)
@@ -185,6 +178,18 @@ class ZeroEngine:
         place: Place = self._places[name]
         local = groups[place.group].narrow(0, place.offset, place.count)
         return FlatShard(local, self._shapes[name], place.start)
+
+
+def _adjust_deepspeed() -> None:
+    """Turn off what is not wanted of DeepSpeed and cannot be configured; ADR 0010 says more."""
+    # Built with a C++ compiler at first use, and used by DeepSpeed's inference only.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    # At stage 1 in bfloat16 it would choose an optimizer that reduces the gradients of all layers,
+    # visited or not, and is slower; the one of the other precisions gives the same bits.
+    DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Once for every collective of every step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
 
 
 def _square_norm(tensor: Tensor) -> Tensor:
