@@ -186,6 +186,7 @@ def collectives_of_unvisited(step: Callable[[LayerPlan], object]) -> float:
     """Return the collectives that a layer causes in a step which does not visit it."""
     none = torch.tensor([], dtype=torch.int64)
     counts = []
+    step(full(MODEL.num_hidden_layers))  # the first one also spreads the fresh weights
     for visited in (1, 3, MODEL.num_hidden_layers):
         plan = dropped([None] * visited + [none] * (MODEL.num_hidden_layers - visited))
         counts.append(count_collectives(partial(step, plan)))

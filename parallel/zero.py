@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime.zero import partitioned_param_coordinator
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
@@ -187,6 +188,9 @@ def _adjust_deepspeed() -> None:
     # At stage 1 in bfloat16 it would choose an optimizer that reduces the gradients of all layers,
     # visited or not, and is slower; the one of the other precisions gives the same bits.
     DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
+    # With every change of the plan stage 3 would compare what it visits among ranks, and wait for
+    # it; `parallel.agree` has done so before the step.
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda ints: None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Once for every collective of every step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)

@@ -96,6 +96,7 @@ def decided(config: ParallelConfig) -> dict[str, Any]:
         # A layer that no plan of the step visits has no gradient.
         "zero_optimization.ignore_unused_parameters": True,
         "bf16.enabled": config.precision == "bfloat16",
+        "bf16.check_grad_overflow": False,  # the step looks at the norm before it updates
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "fp16.enabled": False,
