@@ -1,19 +1,23 @@
-"""What `generate` does with a loaded model: every prompt in turn, then the comparison."""
+"""What `generate` does with a loaded model: every prompt, then the comparison."""
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from inference.batch import BatchSettings, generate_batch
 from inference.bench import Comparison, compare
 from inference.config import GenerateConfig
 from inference.early_exit import check_exit, early_exit
 from inference.generate import autoregressive
-from inference.generation import Decode, Generation
+from inference.generation import Decode, Generation, Settings
 from inference.load import Loaded
 from inference.report import comparison_figures, comparison_table, figures, one_line
 from inference.self_speculative import self_speculative
+from inference.stop import StopStrings
 from inference.stream import TextStream, show, text_of
 from inference.workspace import check_prompt
 from models.plan import full
@@ -29,11 +33,16 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
     for prompt_ids in prompts:
         check_prompt(loaded.config, prompt_ids, config.max_new_tokens)
     decode = make_decode(config, loaded)
-    for index, prompt_ids in enumerate(prompts):
-        if config.output == "text":
-            _print_text(loaded, decode, prompt_ids, out, notes)
-            continue
-        values = _json_values(config, loaded, prompt_ids, Generation(tuple(decode(prompt_ids))))
+    if config.output == "text":
+        for prompt_ids in prompts:
+            _print_text(config, loaded, decode, prompt_ids, out, notes)
+        if config.compare:
+            measured = _compare(config, loaded, decode, prompts)
+            table = comparison_table(measured, _label(config), is_greedy=config.temperature == 0)
+            out.write("\n" + table)
+        return
+    for index, generation in enumerate(_generations(config, loaded, decode, prompts)):
+        values = _json_values(config, loaded, prompts[index], generation)
         if config.compare and index == len(prompts) - 1:
             measured = _compare(config, loaded, decode, prompts)
             values["comparison"] = comparison_figures(
@@ -41,10 +50,27 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
             )
         out.write(json.dumps(values) + "\n")
         out.flush()
-    if config.compare and config.output == "text":
-        measured = _compare(config, loaded, decode, prompts)
-        table = comparison_table(measured, _label(config), is_greedy=config.temperature == 0)
-        out.write("\n" + table)
+
+
+def _generations(
+    config: GenerateConfig, loaded: Loaded, decode: Decode, prompts: list[list[int]]
+) -> Iterator[Generation]:
+    """Return the prompts' generations in their order, one after another or in batches."""
+    if config.batch_size == 1:
+        return (Generation(tuple(decode(prompt_ids))) for prompt_ids in prompts)
+    drafting = config.strategy == "self_speculative"
+    batch = BatchSettings(
+        rows=config.batch_size,
+        exit_layer=config.exit_layer,
+        num_speculations=config.speculations if drafting else 0,
+        is_verified=config.strategy != "early_exit",
+    )
+    return generate_batch(loaded.model, prompts, batch=batch, settings=_settings(config, loaded))
+
+
+def _settings(config: GenerateConfig, loaded: Loaded) -> Settings:
+    stop = StopStrings(tuple(config.stop), loaded.decode) if config.stop else None
+    return replace(config.settings(loaded.eos_ids), stop=stop)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -84,7 +110,7 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
     Raises:
         ValueError: if the model has no such exit.
     """
-    model, settings = loaded.model, config.settings(loaded.eos_ids)
+    model, settings = loaded.model, _settings(config, loaded)
     if config.exit_layer is None:
         return _oracle(config, loaded)
     check_exit(model, config.exit_layer)
@@ -102,7 +128,7 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
 
 def _oracle(config: GenerateConfig, loaded: Loaded) -> Decode:
     plan = full(loaded.config.num_hidden_layers)
-    settings = config.settings(loaded.eos_ids)
+    settings = _settings(config, loaded)
     return partial(autoregressive, loaded.model, plan=plan, settings=settings)
 
 
@@ -118,10 +144,15 @@ def _label(config: GenerateConfig) -> str:
 
 
 def _print_text(
-    loaded: Loaded, decode: Decode, prompt_ids: list[int], out: TextIO, notes: TextIO
+    config: GenerateConfig,
+    loaded: Loaded,
+    decode: Decode,
+    prompt_ids: list[int],
+    out: TextIO,
+    notes: TextIO,
 ) -> None:
     colour = out.isatty() and not os.environ.get("NO_COLOR")
-    stream = TextStream(loaded.decode, prompt_ids)
+    stream = TextStream(loaded.decode, prompt_ids, config.stop)
     out.write(loaded.decode(prompt_ids))
     generation = Generation(tuple(show(decode(prompt_ids), stream, out, colour=colour)))
     out.write("\n")
@@ -134,7 +165,7 @@ def _json_values(
 ) -> dict[str, Any]:
     drafting = config.strategy == "self_speculative"
     return {
-        "text": text_of(loaded.decode, prompt_ids, generation.token_ids),
+        "text": text_of(loaded.decode, prompt_ids, generation.token_ids, config.stop),
         **figures(generation),
         "model": loaded.origin,
         "strategy": config.strategy,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from inference.generation import Settings
 from inference.sample import SamplingConfig
+from inference.stop import check_stop
 
 DEFAULT_SPECULATIONS = 6
 """Verifying seven tokens costs little more than one, and more drafts are rarely all right."""
@@ -38,13 +39,22 @@ class GenerateConfig:
     """Sample among the fewest tokens whose probabilities reach this sum; 1 keeps all."""
     max_new_tokens: int = 128
     """Most tokens to generate; with the prompt they must fit the model's context."""
+    min_new_tokens: int = 0
+    """Choose no end-of-sequence token before so many tokens; a stop string ends the text all the
+    same."""
     seed: int = 0
     """Of all draws; greedy decoding draws nothing."""
     stop_at_eos: bool = True
     """End at the end-of-sequence token; false goes on to max_new_tokens, for timing."""
+    stop: tuple[str, ...] = ()
+    """End with the token that completes one of these strings; the text ends before the string. A
+    list such as '["END", "\\n\\n"]', in quotes for the shell."""
     output: Literal["text", "json"] = "text"
     """text streams as it is accepted, drafts in colour on a terminal; json prints one object a
     line for each prompt."""
+    batch_size: int = 1
+    """Continue so many prompts at once; needs prompts and output=json, which stays in the order of
+    the prompts."""
     compare: bool = False
     """Also measure autoregressive decoding of the same prompts, and print both rows and the
     speedup; with json they are the key comparison of the last object."""
@@ -82,7 +92,41 @@ class GenerateConfig:
                     f"{name} must be at least 1, got {value}; for the full model alone use "
                     "strategy=autoregressive"
                 )
+        self._check_endings()
+        self._check_batch()
         _ = self.settings(frozenset())  # checks what it is made of
+
+    def _check_endings(self) -> None:
+        check_stop(self.stop)
+        if self.min_new_tokens and not self.stop_at_eos:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} would be ignored with stop_at_eos=false: "
+                "leave one of them out"
+            )
+
+    def _check_batch(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size == 1:
+            return
+        if self.prompts is None:
+            raise ValueError(
+                f"batch_size={self.batch_size} needs several prompts: name a file, prompts=FILE"
+            )
+        if self.output == "text":
+            raise ValueError(
+                f"batch_size={self.batch_size} continues prompts at once, which text cannot show: "
+                "add output=json"
+            )
+        if self.compare:
+            raise ValueError(
+                f"compare=true decodes one prompt at a time: leave out batch_size={self.batch_size}"
+            )
+        if self.draft_confidence:
+            raise ValueError(
+                f"draft_confidence={self.draft_confidence} would be ignored with "
+                f"batch_size={self.batch_size}: rows draft in step; leave it out"
+            )
 
     def _check_unused(self, name: str) -> None:
         if getattr(self, name) is not None:
@@ -97,9 +141,13 @@ class GenerateConfig:
         return self.num_speculations or DEFAULT_SPECULATIONS
 
     def settings(self, eos_ids: frozenset[int]) -> Settings:
-        """Return what the decoding loop is told, given the tokens that end a sequence."""
+        """Return what the decoding loop is told, given the tokens that end a sequence.
+
+        Whoever has a tokenizer adds the strings `stop`.
+        """
         return Settings(
             max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
             sampling=SamplingConfig(
                 temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
             ),

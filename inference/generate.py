@@ -1,6 +1,6 @@
 """Autoregressive decoding by a plan: with the full plan, the oracle all others are tested against.
 
-Letters: S positions, D width.
+Letters: S positions, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from inference.ending import Ending
 from inference.generation import Round, Settings
 from inference.sample import choose
 from inference.workspace import prepare
@@ -30,13 +31,15 @@ def autoregressive(
     started = perf_counter()
     work = prepare(model, prompt_ids, settings, [plan])
     ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
-    position, exit_layer = 0, plan.exits[-1]
+    ending, position, exit_layer = Ending(settings, prompt_ids), 0, plan.exits[-1]
     for _ in range(settings.max_new_tokens):
+        work.read(position, ids)
         h = model(ids, work.tokens(position, ids.shape[1]), plan)[exit_layer]  # (1, S, D)
         position += ids.shape[1]
-        token, _p = choose(model.unembed(h[:, -1]), settings.sampling, work.generator)  # (1,)
+        logits = work.change(model.unembed(h[:, -1]), position)  # (1, V)
+        token, _p = choose(logits, settings.sampling, work.generator)  # (1,)
         ids, number = token[None], int(token)  # the host waits for the device here
-        yield Round([number], seconds=perf_counter() - started)
-        if number in settings.eos_ids:
+        yield Round(ending.add([number]), seconds=perf_counter() - started)
+        if ending.is_over:
             return
         started = perf_counter()

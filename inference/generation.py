@@ -3,7 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from inference.sample import SamplingConfig
+from inference.stop import StopStrings
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""From input ids (N, S) and scores (N, V) to scores (N, V), as a LogitsProcessor of transformers.
+N is 1 and the ids are one sequence so far. It must be a function of its arguments alone: it is
+asked about drafts that are rejected later, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,15 +20,26 @@ class Settings:
 
     max_new_tokens: int = 128
     """Never exceeded."""
+    min_new_tokens: int = 0
+    """None of `eos_ids` is chosen before; a stop string ends the sequence all the same."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    processors: Sequence[Processor] = ()
+    """Applied in this order before temperature, top-k and top-p: a `LogitsProcessorList`, say."""
     seed: int = 0
     """Of the one generator that all draws of a generation come from."""
     eos_ids: frozenset[int] = frozenset()
     """Generation ends with the first of these that it yields."""
+    stop: StopStrings | None = None
+    """Generation ends with the token that completes one of these strings."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must be in 0..{self.max_new_tokens}, which is max_new_tokens, got "
+                f"{self.min_new_tokens}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

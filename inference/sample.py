@@ -39,14 +39,18 @@ class SamplingConfig:
         return self.temperature == 0
 
 
+def in_precision(logits: Tensor) -> Tensor:
+    """Return logits (..., V) in the precision that probabilities have: float32, or float64."""
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
 def distribution(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     """Return the probabilities (N, V) that are sampled from, given logits (N, V).
 
     Temperature, then top-k, then top-p, as transformers applies them. The softmax is in float32,
     or in float64 for float64 logits. Not for greedy decoding.
     """
-    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scaled = logits.to(precision)
+    scaled = in_precision(logits)
     scaled = (scaled - scaled.amax(-1, keepdim=True)) / sampling.temperature  # cannot overflow
     if 0 < sampling.top_k < scaled.shape[-1]:
         kth = scaled.topk(sampling.top_k).values[..., -1:]  # (N, 1)
@@ -61,15 +65,19 @@ def distribution(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one index (N,) for each row of unnormalised probabilities (N, V).
+    """Return one index (N,) for each row of unnormalised probabilities (N, V); see `pick`."""
+    shape = (*weights.shape[:-1], 1)
+    uniform = torch.rand(shape, dtype=torch.float64, device=weights.device, generator=generator)
+    return pick(weights, uniform)
 
-    By inverting the cumulative sum in float64: one random number a row, exact for vocabularies of
-    any size, and an item of weight zero is never drawn.
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return the index (N,) that a random number in [0, 1) (N, 1) means in each row of (N, V).
+
+    By inverting the cumulative sum in float64: exact for vocabularies of any size, and an item of
+    weight zero is never drawn.
     """
     cumulative = weights.double().cumsum(-1)  # (N, V)
-    uniform = torch.rand(
-        (*weights.shape[:-1], 1), dtype=torch.float64, device=weights.device, generator=generator
-    )
     index = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)  # (N, 1)
     return index.squeeze(-1).clamp(max=weights.shape[-1] - 1)
 

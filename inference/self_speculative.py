@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inference.early_exit import check_exit
-from inference.generation import Round, Settings, up_to_eos
+from inference.ending import Ending, end_round
+from inference.generation import Round, Settings
 from inference.sample import SamplingConfig, accept, choose
 from inference.workspace import Workspace, prepare
 from models.llama import Llama
@@ -52,6 +53,7 @@ def self_speculative(
     )
     ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
     start, left, depth = 0, settings.max_new_tokens, model.config.num_hidden_layers
+    ending = Ending(settings, prompt_ids)
     while left:
         num_drafts = min(num_speculations, left - 1)
         h, drafts, draft_p = _draft(
@@ -59,13 +61,13 @@ def self_speculative(
         )
         h = model(h, work.tokens(start, h.shape[1]), verify_plan)[depth]  # (1, S + d, D)
         logits = model.unembed(h[0, -len(drafts) - 1 :])  # (d + 1, V)
+        logits = work.change(logits, start + h.shape[1])
         tokens, drafted, last = accept(logits, drafts, draft_p, settings.sampling, work.generator)
         start += ids.shape[1] + len(tokens) - 1
         work.cache.crop(start)
         ids = last[None]  # (1, 1): the one token that no layer has seen
-        round_ = _finish(tokens, drafted, settings.eos_ids, perf_counter() - started)
-        yield round_
-        left = 0 if round_.tokens[-1] in settings.eos_ids else left - len(tokens)
+        yield end_round(ending, tokens, drafted, perf_counter() - started)
+        left = 0 if ending.is_over else left - len(tokens)
         started = perf_counter()
 
 
@@ -104,12 +106,13 @@ def _draft(
     drafts: list[Tensor] = []
     draft_p: list[Tensor] = []
     while True:
+        work.read(start, ids)
         h = model(ids, work.tokens(start, ids.shape[1]), plan)[plan.exits[-1]]  # (1, S, D)
         states.append(h)
         if len(drafts) == num_drafts:
             return torch.cat(states, dim=1), drafts, draft_p
         start += ids.shape[1]
-        logits = model.unembed(h[:, -1])  # (1, V)
+        logits = work.change(model.unembed(h[:, -1]), start)  # (1, V)
         token, p = choose(logits, sampling, work.generator)  # (1,)
         drafts.append(token)
         if confidence and float(logits.softmax(-1)[0, token]) < confidence:
@@ -117,12 +120,3 @@ def _draft(
         if p is not None:
             draft_p.append(p)
         ids = token[None]  # (1, 1)
-
-
-def _finish(
-    tokens: list[int], drafted: list[int], eos_ids: frozenset[int], seconds: float
-) -> Round:
-    """Cut a round at the end of sequence; drafts beyond a drafted one were never in question."""
-    kept = up_to_eos(tokens, eos_ids)
-    accepted = min(len(tokens) - 1, len(kept))
-    return Round(kept, len(up_to_eos(drafted, eos_ids)), accepted, seconds)

@@ -1,47 +1,60 @@
 """Text as it becomes final, while tokens arrive that may be parts of a character."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from inference.generation import Round
+from inference.stop import Decoder, first_stop, may_continue
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers show for the first bytes of a character whose other bytes are to come."""
 
 
+def settled(decode: Decoder, ids: Sequence[int]) -> str:
+    """Return the text of ids without a last character that later tokens may finish."""
+    return decode(ids).rstrip(UNFINISHED)
+
+
 class TextStream:
     """Decodes a growing list of tokens, and says which text is new.
 
     All tokens are decoded each time, prompt included, because what a token looks like depends on
-    those before it: leading spaces, characters of several tokens.
+    those before it: leading spaces, characters of several tokens. The text ends before the first
+    of the strings `stop`; what may begin one waits until it is known.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, decode: Decoder, prompt_ids: Sequence[int], stop: Sequence[str] = ()
+    ) -> None:
         self._decode = decode
         self._ids = list(prompt_ids)
-        self._shown = len(self._decode(self._ids).rstrip(UNFINISHED))
+        self._stop = stop
+        self._start = self._shown = len(settled(decode, self._ids))
 
     def add(self, tokens: Iterable[int]) -> str:
         """Return the text that these tokens complete; an unfinished character waits."""
         self._ids += tokens
-        return self._new(self._decode(self._ids).rstrip(UNFINISHED))
+        text = settled(self._decode, self._ids)
+        return self._new(text, len(text) - may_continue(text[self._start :], self._stop))
 
     def finish(self) -> str:
         """Return what still waits, unfinished characters included."""
-        return self._new(self._decode(self._ids))
+        text = self._decode(self._ids)
+        return self._new(text, len(text))
 
-    def _new(self, text: str) -> str:
-        new = text[self._shown :]
+    def _new(self, text: str, end: int) -> str:
+        stopped = first_stop(text, self._stop, self._start)
+        new = text[self._shown : end if stopped is None else stopped]
         self._shown += len(new)
         return new
 
 
 def text_of(
-    decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int], tokens: Iterable[int]
+    decode: Decoder, prompt_ids: Sequence[int], tokens: Iterable[int], stop: Sequence[str] = ()
 ) -> str:
-    """Return the text of tokens as the continuation of a prompt."""
-    stream = TextStream(decode, prompt_ids)
+    """Return the text of tokens as the continuation of a prompt, up to the first stop string."""
+    stream = TextStream(decode, prompt_ids, stop)
     return stream.add(tokens) + stream.finish()
 
 

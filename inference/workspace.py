@@ -1,6 +1,7 @@
 """What one generation works on, made once at its start: rotary angles, masks, cache, randomness.
 
-Letters: S positions in flight, T longest sequence, E head width, Q most queries at once.
+Letters: S positions in flight, T longest sequence, E head width, Q most queries at once,
+N positions that logits are of, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from inference.cache import KVCache
 from inference.generation import Settings
+from inference.process import Processing, make_processing
 from models.config import LlamaConfig
 from models.llama import Llama
 from models.plan import LayerPlan
@@ -32,6 +34,8 @@ class Workspace:
     cache: KVCache
     generator: torch.Generator
     """Seeded by the settings; every draw of the generation comes from it."""
+    processing: Processing | None
+    """What changes the logits before a token is chosen, if anything does."""
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +54,15 @@ class Workspace:
         return Tokens(
             self.cos.narrow(1, start, count), self.sin.narrow(1, start, count), mask, self.cache
         )
+
+    def read(self, start: int, ids: Tensor) -> None:
+        """Note the ids (1, S) of a pass that follows `start` positions, if anyone will ask."""
+        if self.processing is not None:
+            self.processing.read(start, ids)
+
+    def change(self, logits: Tensor, end: int) -> Tensor:
+        """Return logits (N, V), processed, of the last N of the first `end` positions read."""
+        return logits if self.processing is None else self.processing.change(logits, end)
 
 
 def prepare(
@@ -87,7 +100,12 @@ def prepare(
         device=device,
     )
     generator = torch.Generator(device).manual_seed(settings.seed)
-    return Workspace(cos.to(dtype), sin.to(dtype), never.triu(max_length + 1), cache, generator)
+    processing = make_processing(
+        model.config, settings, prompt_length=len(prompt_ids), device=device
+    )
+    return Workspace(
+        cos.to(dtype), sin.to(dtype), never.triu(max_length + 1), cache, generator, processing
+    )
 
 
 def check_prompt(config: LlamaConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:

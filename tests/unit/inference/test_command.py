@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,63 @@ def test_a_bad_line_of_prompts_is_named(tmp_path: Path, content: str, message: s
 def test_a_missing_file_of_prompts_is_named() -> None:
     with pytest.raises(ValueError, match=r"prompts=nowhere\.txt: there is no such file"):
         read_prompts(GenerateConfig(prompts="nowhere.txt"))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "autoregressive": {},
+    "early exit": {"strategy": "early_exit", "exit_layer": 2},
+    "self-speculative": {**SPECULATIVE, "num_speculations": 3},
+}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+@every_way
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_batch_prints_what_one_by_one_prints(
+    loaded: Loaded, tmp_path: Path, way: dict[str, Any], rows: int
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("def f\nclass A\nreturn x if x else None\nd\n    pass\n")
+    settings = {**way, "prompt": None, "prompts": str(file), "stop_at_eos": True}
+    one_by_one = _json(loaded, **settings, max_new_tokens=30)
+    batched = _json(loaded, **settings, max_new_tokens=30, batch_size=rows)
+    timed = {"tokens_per_second", "seconds_prefill", "seconds_decode"}
+    assert [each.keys() == FIELDS for each in batched] == [True] * 5
+    for one, other in zip(one_by_one, batched, strict=True):
+        assert {key: one[key] for key in FIELDS - timed} == {
+            key: other[key] for key in FIELDS - timed
+        }
+        assert other["seconds_decode"] > 0
+
+
+@every_way
+def test_text_ends_before_a_stop_string_and_tokens_with_it(
+    loaded: Loaded, tmp_path: Path, way: dict[str, Any]
+) -> None:
+    (free,) = _json(loaded, **way)
+    text = free["text"]
+    stop = next(  # no part of a character
+        text[i : i + 2] for i in range(4, len(text) - 1) if "\ufffd" not in text[i : i + 2]
+    )
+    cut = text[: text.index(stop)]
+    (values,) = _json(loaded, **way, stop=("never", stop))
+    assert values["text"] == cut
+    assert values["token_ids"] == free["token_ids"][: len(values["token_ids"])]
+    assert len(values["token_ids"]) < 12
+    out, _ = _generate(loaded, **way, stop=("never", stop))
+    assert out == f"def f{cut}\n"
+    file = tmp_path / "prompts.txt"
+    file.write_text("class A\ndef f\n")
+    settings = {**way, "prompt": None, "prompts": str(file), "batch_size": 2}
+    batched = _json(loaded, **settings, stop=("never", stop))
+    assert (batched[1]["text"], batched[1]["token_ids"]) == (cut, values["token_ids"])
+
+
+@every_way
+def test_no_end_of_sequence_before_the_least_length(loaded: Loaded, way: dict[str, Any]) -> None:
+    (free,) = _json(loaded, **way)
+    ending = replace(loaded, eos_ids=frozenset(free["token_ids"][:2]))
+    assert len(_json(ending, **way, stop_at_eos=True)[0]["token_ids"]) == 1
+    (values,) = _json(ending, **way, stop_at_eos=True, min_new_tokens=6)
+    assert not ending.eos_ids & set(values["token_ids"][:6])
+    assert len(values["token_ids"]) > 6

@@ -6,6 +6,8 @@ from configs.load import load
 from inference.config import GenerateConfig
 
 ROOT = Path(__file__).resolve().parents[3]
+BATCH = ["prompts=b.txt", "output=json", "batch_size=4"]
+DRAFTING = ["strategy=self_speculative", "exit_layer=2"]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,19 @@ ROOT = Path(__file__).resolve().parents[3]
         (["top_k=5"], "would be ignored at temperature=0"),
         (["temperature=1", "top_p=2"], "top_p must be in"),
         (["prompt=a", "prompts=b.txt"], "prompt and prompts are both set"),
+        (["min_new_tokens=-1"], r"min_new_tokens must be in 0\.\.128, .* got -1"),
+        (["max_new_tokens=5", "min_new_tokens=6"], r"min_new_tokens must be in 0\.\.5, .* got 6"),
+        (
+            ["min_new_tokens=6", "stop_at_eos=false"],
+            "min_new_tokens=6 would be ignored with stop_at_eos=false",
+        ),
+        (['stop=["a", ""]'], "has an empty string, .* leave it out"),
+        (["stop=a"], r"stop must be tuple\[str, ...\], got 'a'"),
+        (["batch_size=0"], "batch_size must be at least 1, got 0"),
+        ([*BATCH, "output=text"], "text cannot show: add output=json"),
+        (["prompt=a", "output=json", "batch_size=4"], "batch_size=4 needs several prompts"),
+        ([*BATCH, *DRAFTING, "compare=true"], "leave out batch_size=4"),
+        ([*BATCH, *DRAFTING, "draft_confidence=0.5"], "draft_confidence=0.5 would be ignored"),
         (["strategy=speculative"], "strategy.*speculative"),
         (["max_new_token=3"], "did you mean max_new_tokens"),
     ],
@@ -46,6 +61,11 @@ def test_the_draft_length_has_a_default_where_drafting_happens() -> None:
         GenerateConfig, None, ["strategy=self_speculative", "exit_layer=1", "num_speculations=9"]
     )
     assert longer.speculations == 9
+
+
+def test_stop_strings_are_a_list_with_escapes() -> None:
+    config = load(GenerateConfig, None, ['stop=["\\n\\n", "def f(x):", "#"]'])
+    assert tuple(config.stop) == ("\n\n", "def f(x):", "#")
 
 
 def test_a_prompt_is_taken_word_for_word() -> None:

@@ -3,12 +3,20 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from inference.batch import BatchSettings, generate_batch
 from inference.generate import autoregressive
 from inference.generation import Decode, Generation, Settings
 from inference.sample import SamplingConfig
@@ -31,11 +39,14 @@ TINY = tiny_config(
 )
 
 
-def _next(model: Llama, prefix: tuple[int, ...], sampling: SamplingConfig) -> Tensor:
+def _next(model: Llama, prefix: tuple[int, ...], settings: Settings) -> Tensor:
     """Return the exact probabilities (V,) of the next token, processed by transformers."""
     ids = torch.tensor([[*PROMPT, *prefix]])
     tokens = make_tokens(model.config, torch.arange(ids.shape[1])[None])
     logits = model.unembed(model(ids, tokens, full(2))[2])[:, -1]  # (1, V)
+    for processor in settings.processors:
+        logits = processor(ids, logits)
+    sampling = settings.sampling
     logits = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
@@ -45,16 +56,14 @@ def _next(model: Llama, prefix: tuple[int, ...], sampling: SamplingConfig) -> Te
 
 
 @torch.no_grad()
-def _exact(
-    model: Llama, sampling: SamplingConfig, eos_ids: frozenset[int]
-) -> dict[tuple[int, ...], float]:
+def _exact(model: Llama, settings: Settings) -> dict[tuple[int, ...], float]:
     """Return the probability of every continuation, those that an end of sequence cuts included."""
     exact, open_ = dict[tuple[int, ...], float](), {(): 1.0}
     while open_:
         prefix, mass = open_.popitem()
-        for token, p in enumerate(_next(model, prefix, sampling).tolist()):
+        for token, p in enumerate(_next(model, prefix, settings).tolist()):
             longer = (*prefix, token)
-            is_over = len(longer) == LENGTH or token in eos_ids
+            is_over = len(longer) == LENGTH or token in settings.eos_ids
             (exact if is_over else open_)[longer] = mass * p
     return exact
 
@@ -84,32 +93,68 @@ def _plain(model: Llama, settings: Settings) -> Decode:
     return lambda prompt: autoregressive(model, prompt, plan=full(2), settings=settings)
 
 
+WARM = SamplingConfig(temperature=1.0)
+PROCESSORS = [RepetitionPenaltyLogitsProcessor(1.6), MinPLogitsWarper(0.2)]
+
+
 @pytest.mark.parametrize(
-    ("bind", "sampling", "eos_ids"),
+    ("bind", "settings"),
     [
-        (_plain, SamplingConfig(temperature=1.0), []),
-        (_speculative(1), SamplingConfig(temperature=1.0), []),
-        (_speculative(2), SamplingConfig(temperature=0.7), []),
-        (_speculative(4), SamplingConfig(temperature=1.0, top_k=3), []),
-        (_speculative(2), SamplingConfig(temperature=1.3, top_p=0.8), []),
-        (_speculative(2), SamplingConfig(temperature=1.0), [1, 4]),
+        (_plain, Settings(sampling=WARM)),
+        (_speculative(1), Settings(sampling=WARM)),
+        (_speculative(2), Settings(sampling=SamplingConfig(temperature=0.7))),
+        (_speculative(4), Settings(sampling=SamplingConfig(temperature=1.0, top_k=3))),
+        (_speculative(2), Settings(sampling=SamplingConfig(temperature=1.3, top_p=0.8))),
+        (_speculative(2), Settings(sampling=WARM, eos_ids=frozenset([1, 4]))),
+        (_plain, Settings(sampling=WARM, processors=PROCESSORS)),
+        (_speculative(2), Settings(sampling=WARM, processors=PROCESSORS)),
     ],
-    ids=["autoregressive", "one draft", "temperature", "top-k", "top-p", "ends of sequence"],
-)
+    ids=[
+        "autoregressive", "one draft", "temperature", "top-k", "top-p", "ends of sequence",
+        "autoregressive, processed", "processed",
+    ],
+)  # fmt: skip
 def test_the_first_tokens_have_their_exact_joint_distribution(
-    bind: Callable[[Llama, Settings], Decode], sampling: SamplingConfig, eos_ids: list[int]
+    bind: Callable[[Llama, Settings], Decode], settings: Settings
 ) -> None:
-    model = tiny_llama(TINY, seed=3)
-    exact = _exact(model, sampling, frozenset(eos_ids))
+    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=LENGTH)
+    generations = [
+        Generation(tuple(bind(model, replace(settings, seed=seed))(PROMPT)))
+        for seed in range(SAMPLES)
+    ]
+    _check(model, settings, generations, is_drafting=bind is not _plain)
+
+
+@pytest.mark.parametrize(
+    ("drafts", "settings"),
+    [
+        (0, Settings(sampling=WARM)),
+        (1, Settings(sampling=SamplingConfig(temperature=0.7))),
+        (2, Settings(sampling=SamplingConfig(temperature=1.3, top_p=0.8))),
+        (4, Settings(sampling=SamplingConfig(temperature=1.0, top_k=3))),
+        (2, Settings(sampling=WARM, eos_ids=frozenset([1, 4]))),
+        (2, Settings(sampling=WARM, processors=PROCESSORS)),
+    ],
+    ids=["plain", "one draft", "top-p", "top-k", "ends of sequence", "processed"],
+)
+def test_the_rows_of_a_batch_have_the_exact_joint_distribution(
+    drafts: int, settings: Settings
+) -> None:
+    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=LENGTH)
+    batch = BatchSettings(rows=100, exit_layer=1 if drafts else None, num_speculations=drafts)
+    generations = generate_batch(
+        model, [PROMPT] * SAMPLES, batch=batch, settings=settings, seeds=range(SAMPLES)
+    )
+    _check(model, settings, list(generations), is_drafting=drafts > 0)
+
+
+def _check(
+    model: Llama, settings: Settings, generations: list[Generation], *, is_drafting: bool
+) -> None:
+    exact = _exact(model, settings)
     assert sum(exact.values()) == pytest.approx(1)
-    generations = []
-    for seed in range(SAMPLES):
-        settings = Settings(
-            max_new_tokens=LENGTH, sampling=sampling, seed=seed, eos_ids=frozenset(eos_ids)
-        )
-        generations.append(Generation(tuple(bind(model, settings)(PROMPT))))
     counts = Counter(tuple(each.token_ids) for each in generations)
     assert _p_value(counts, exact) > 0.01
-    if bind is not _plain:
+    if is_drafting:
         accepted = Counter(itertools.chain(*(each.accept_counts for each in generations)))
         assert min(accepted[0], accepted[1]) > SAMPLES / 10  # both branches were taken often

@@ -47,6 +47,28 @@ def test_the_space_between_prompt_and_text_is_kept() -> None:
     assert text_of(_strip_first_space, b" a", b" b") == " b"
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 30])
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [(["END"], "an EN, E "), (["E", "xyz"], "an "), (["never"], None), ([], None)],
+)
+def test_text_ends_before_the_first_stop_string(
+    stop: list[str], shown: str | None, size: int
+) -> None:
+    text = "an EN, E END. Enough"
+    stream, pieces = TextStream(_decode, b"END> ", stop), list[str]()
+    for start in range(0, len(text), size):
+        pieces.append(stream.add(text[start : start + size].encode()))
+    assert "".join([*pieces, stream.finish()]) == (text if shown is None else shown)
+    assert text_of(_decode, b"END> ", text.encode(), stop) == (text if shown is None else shown)
+
+
+def test_what_may_begin_a_stop_string_waits_for_the_next_token() -> None:
+    stream = TextStream(_decode, [], ["END"])
+    assert [stream.add([token]) for token in b"aENbE"] == ["a", "", "", "ENb", ""]
+    assert stream.finish() == "E"
+
+
 def _shown(colour: bool) -> str:
     out = io.StringIO()
     rounds = [Round(list(b"abc"), drafted=3, accepted=2), Round(list(b"d"), drafted=2, accepted=0)]
