@@ -1,4 +1,4 @@
-"""`python -m inference generate MODEL key=value ...` and `export MODEL FOLDER key=value ...`."""
+"""`python -m inference COMMAND MODEL ... key=value ...`: generate, verify, perplexity, export."""
 
 import sys
 
@@ -9,14 +9,21 @@ from configs.load import help_text, load
 from inference.command import generate, read_prompts
 from inference.config import GenerateConfig
 from inference.export import ExportConfig, export
+from inference.load import Loaded
 from inference.load import load as load_model
+from inference.perplexity import PerplexityConfig, perplexity, read_texts
+from inference.verify import verify
+from inference.verify_config import VerifyConfig
 
 USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE] [key=value ...]
+       python -m inference verify MODEL prompts=FILE [key=value ...]
+       python -m inference perplexity MODEL texts=FILE [key=value ...]
        python -m inference export MODEL FOLDER [key=value ...]
 
-generate continues a text; export writes a folder that transformers loads. MODEL is the folder of a
-training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. FILE is YAML such
-as configs/generate/self_speculative.yaml; a key given on the command line overrides it.
+generate continues a text; verify checks that self-speculation changes no output; perplexity scores
+a text at every exit; export writes a folder that transformers loads. MODEL is the folder of a
+training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. config=FILE is YAML
+such as configs/generate/self_speculative.yaml; a key on the command line overrides it.
 """
 
 
@@ -28,13 +35,20 @@ def main(arguments: list[str]) -> None:
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         keys = f"Keys of generate:\n\n{help_text(GenerateConfig)}\n"
+        keys += f"\nKeys of verify:\n\n{help_text(VerifyConfig)}\n"
+        keys += f"\nKeys of perplexity:\n\n{help_text(PerplexityConfig)}\n"
         keys += f"\nKeys of export:\n\n{help_text(ExportConfig)}\n"
         sys.stdout.write(f"{USAGE}\n{keys}")
         return
     command, *rest = arguments
-    commands = {"generate": _generate, "export": _export}
+    commands = {
+        "generate": _generate,
+        "verify": _verify,
+        "perplexity": _perplexity,
+        "export": _export,
+    }
     if command not in commands:
-        raise ValueError(f"unknown command {command!r}: there are {' and '.join(commands)}")
+        raise ValueError(f"unknown command {command!r}: there are {', '.join(commands)}")
     if not rest or "=" in rest[0]:
         raise ValueError("no MODEL: name a run's folder, a model's folder or a hub id first")
     commands[command](rest[0], rest[1:])
@@ -43,8 +57,13 @@ def main(arguments: list[str]) -> None:
 def _generate(model: str, overrides: list[str]) -> None:
     config = parse_generate(overrides)
     read_prompts(config)  # what is wrong with them should not wait for the model
-    loaded = load_model(model, dtype=getattr(torch, config.dtype), device=_device(config.device))
-    generate(config, loaded, sys.stdout, sys.stderr)
+    generate(config, _load(model, config), sys.stdout, sys.stderr)
+
+
+def _verify(model: str, overrides: list[str]) -> None:
+    config = load(VerifyConfig, None, overrides)
+    read_prompts(config.decoding())
+    verify(config, _load(model, config), sys.stdout)
 
 
 def parse_generate(overrides: list[str]) -> GenerateConfig:
@@ -65,6 +84,16 @@ def _export(model: str, rest: list[str]) -> None:
         raise ValueError("no FOLDER: name a new folder after the model")
     folder = export(model, rest[0], load(ExportConfig, None, rest[1:]))
     sys.stdout.write(f"exported {model} to {folder}\n")
+
+
+def _perplexity(model: str, overrides: list[str]) -> None:
+    config = load(PerplexityConfig, None, overrides)
+    read_texts(config.texts)
+    perplexity(config, _load(model, config), sys.stdout)
+
+
+def _load(model: str, config: GenerateConfig | VerifyConfig | PerplexityConfig) -> Loaded:
+    return load_model(model, dtype=getattr(torch, config.dtype), device=_device(config.device))
 
 
 def _device(wanted: str) -> torch.device:

@@ -56,8 +56,7 @@ def comparison_table(comparison: Comparison, label: str, *, is_greedy: bool) -> 
         _cells("autoregressive", base, 1.0 if base.tokens_per_second else None),
         _cells(label, ours, comparison.speedup),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths) for row in rows]
+    lines = table_lines(rows)
     counts = accept_histogram(ours.generations)
     if counts:
         lines.append("rounds that accepted 0, 1, 2, ... drafts: " + " ".join(map(str, counts)))
@@ -78,6 +77,12 @@ def _cells(name: str, measured: Measurement, speedup: float | None) -> tuple[str
         _number(acceptance_rate(measured.generations), ".3f"),
         _number(speedup, ".2f", "x"),
     )
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line of text for each row, the cells of a column under each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_line(row, widths) for row in rows]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

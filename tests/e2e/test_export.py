@@ -1,13 +1,18 @@
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from inference.export import ExportConfig, export
 from inference.generate import autoregressive
 from inference.generation import Generation, Settings
-from inference.load import load
+from inference.load import Loaded, load
+from inference.self_speculative import self_speculative
 from models.plan import full
 from tests.e2e.runs import train, write_config
 
@@ -21,6 +26,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+PROMPTS = ["def f3_4(x):\n    return", "return x * 3", "f"]
+
+
+def _plain(ours: Loaded, ids: Sequence[int], settings: Settings) -> list[int]:
+    plan = full(ours.config.num_hidden_layers)
+    return Generation(
+        tuple(autoregressive(ours.model, ids, plan=plan, settings=settings))
+    ).token_ids
+
+
 def test_transformers_generates_the_same_text_from_an_export(run: Path, tmp_path: Path) -> None:
     folder = export(run, tmp_path / "hf", ExportConfig())
     theirs, tokenizer = (
@@ -31,16 +46,52 @@ def test_transformers_generates_the_same_text_from_an_export(run: Path, tmp_path
     prompt = "def f3_4(x):\n    return"
     ids = ours.encode(prompt)
     assert tokenizer(prompt)["input_ids"] == ids
-    plan = full(ours.config.num_hidden_layers)
-    settings = Settings(max_new_tokens=12)
-    tokens = Generation(
-        tuple(autoregressive(ours.model, ids, plan=plan, settings=settings))
-    ).token_ids
+    tokens = _plain(ours, ids, Settings(max_new_tokens=12))
     generated = theirs.generate(
         torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=None
     )
-    assert generated[0, len(ids) :].tolist() == list(tokens)
+    assert generated[0, len(ids) :].tolist() == tokens
     assert tokenizer.decode(tokens) == ours.decode(tokens)
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2, 3])
+def test_transformers_drafts_with_the_exits_of_an_export(
+    run: Path, tmp_path: Path, exit_layer: int
+) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "hf", ExportConfig()))
+    ours = load(run, dtype=torch.float32, device="cpu")
+    # Only here are these read; as arguments of generate() they would be ignored.
+    drafting = theirs.generation_config
+    drafting.num_assistant_tokens, drafting.num_assistant_tokens_schedule = 4, "constant"
+    drafting.assistant_confidence_threshold = 0.0
+    calls = _count_calls(theirs.model.layers)
+    settings = Settings(max_new_tokens=20)
+    for ids in map(ours.encode, PROMPTS):
+        generated = theirs.generate(
+            torch.tensor([ids]),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=None,
+            assistant_early_exit=exit_layer,
+        )[0, len(ids) :].tolist()
+        rounds = self_speculative(
+            ours.model, ids, exit_layer=exit_layer, num_speculations=4, settings=settings
+        )
+        speculated = Generation(tuple(rounds)).token_ids
+        assert generated == speculated == _plain(ours, ids, settings)
+    assert calls[exit_layer - 1] > calls[exit_layer] == calls[3]  # the exit drafted
+    assert theirs.config.num_hidden_layers == 4
+
+
+def _count_calls(layers: nn.ModuleList) -> Counter[int]:
+    calls = Counter[int]()
+    for number, layer in enumerate(layers):
+
+        def count(*_: Any, number: int = number) -> None:
+            calls[number] += 1
+
+        layer.register_forward_hook(count)
+    return calls
 
 
 def test_an_export_says_where_texts_end(run: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_file_is_overridden_by_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["decode", "runs/x"], "unknown command 'decode': there are generate and export"),
+        (["decode", "runs/x"], "unknown command 'decode': there are generate, verify, perp"),
         (["generate"], "no MODEL"),
         (["export", "runs/x"], "no FOLDER"),
         (["export", "runs/x", "folder", "dtype=int8"], "dtype"),
