@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -25,6 +25,13 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def spread_cell(spread: Mapping[str, float] | None) -> str:
+    """Return a median with its quartiles, as `benchmarks.timing.Spread` has them; - for none."""
+    if spread is None:
+        return "-"
+    return f"{spread['value']:.2f} ({spread['low']:.2f}-{spread['high']:.2f})"
 
 
 def json_line(benchmark: str, **figures: Any) -> str:

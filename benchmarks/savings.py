@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from benchmarks.collectives import count_collectives
 from benchmarks.launch import on_ranks
-from benchmarks.lines import json_line, text_table
+from benchmarks.lines import json_line, spread_cell, text_table
 from benchmarks.steps import make_engine, random_batch, run_step
 from benchmarks.timing import Clock, Timings, interleave, spread
 from configs.command import run_command
@@ -197,14 +197,6 @@ def collectives_of_unvisited(step: Callable[[LayerPlan], object]) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text."""
-
-    def cell(value: dict[str, float] | None) -> str:
-        return (
-            "-"
-            if value is None
-            else f"{value['value']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
-        )
-
     return text_table(
         COLUMNS,
         [
@@ -215,8 +207,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 r["p"],
                 f"{r['skipped_flops']:.3f}",
                 f"{r['saved_time']:.3f}",
-                cell(r["saved_over_ideal"]),
-                cell(r["saved_over_ideal_cpu"]),
+                spread_cell(r["saved_over_ideal"]),
+                spread_cell(r["saved_over_ideal_cpu"]),
                 f"{r['update_seconds'] / r['full_step_seconds']:.3f}",
                 r["collectives_of_unvisited_layer"],
             )

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from benchmarks.collectives import count_collectives
 from benchmarks.launch import on_ranks
-from benchmarks.lines import json_line, text_table
+from benchmarks.lines import json_line, spread_cell, text_table
 from benchmarks.memory import peak_bytes
 from benchmarks.savings import ENGINES, MODEL
 from benchmarks.steps import make_engine, random_batch, run_step
@@ -116,6 +116,7 @@ def figures(times: dict[str, Timings], name: str) -> dict[str, Any]:
 def learn(engine: Engine, world: World) -> float:
     """Train on the recipe; return the loss of the last step."""
     loss = float("nan")
+    batch = random_batch(MODEL, LEARNING_ROWS, 64, seed=world.rank)  # the same: learnt by heart
     for step in range(STEPS):
         weights = exit_weights(EXITS, MODEL.num_hidden_layers, step, STEPS)
         plan = plan_step(
@@ -128,28 +129,23 @@ def learn(engine: Engine, world: World) -> float:
             rows=LEARNING_ROWS,
             exits=tuple(weights),
         )
-        batch = random_batch(MODEL, LEARNING_ROWS, 64, seed=world.rank)  # the same: learnt by heart
         loss = run_step(engine, [batch], [plan], weights, world=world, step=step).loss
     return loss
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text."""
-
-    def cell(value: dict[str, float]) -> str:
-        return f"{value['value']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
-
     return text_table(
         COLUMNS,
         [
             (
                 row["engine"],
                 row["full_step_seconds"],
-                cell(row["over_fsdp2"]),
-                cell(row["over_fsdp2_cpu"]),
+                spread_cell(row["over_fsdp2"]),
+                spread_cell(row["over_fsdp2_cpu"]),
                 row["peak_mib"],
                 row["collectives"],
-                cell(row["saved_over_ideal"]),
+                spread_cell(row["saved_over_ideal"]),
                 f"{row['loss']:.5f}",
             )
             for row in rows

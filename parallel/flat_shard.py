@@ -64,6 +64,8 @@ class FlatShard(Tensor):
 
     _local: Tensor
     _boxes: list[Box]
+    start: int
+    """Index of the first element."""
 
     @staticmethod
     def __new__(cls, local: Tensor, shape: tuple[int, ...], start: int) -> "FlatShard":
@@ -81,9 +83,6 @@ class FlatShard(Tensor):
         shard._boxes = list(boxes(local, shape, start))
         shard.start = start
         return shard
-
-    start: int
-    """Index of the first element."""
 
     def to_local(self) -> Tensor:
         """Return the elements of this rank (N,)."""

@@ -224,21 +224,17 @@ def _fill(shape: Llama, fill: Fill, shards: dict[str, Tensor]) -> None:
 def _allocate(model: Llama, config: ParallelConfig, world: World, settings: dict[str, Any]) -> None:
     """Give a model on the meta device memory: at stage 3 no more than a layer of it at once."""
     assert config.zero is not None, "chosen by the config"
-    if config.precision == "bfloat16":
-        model.to(torch.bfloat16)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    model.to(dtype)
     if config.zero.stage < 3:
         model.to_empty(device=world.device)
         return
     for module in _units(model):
         module.to_empty(device=world.device)
-        deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=_dtype(config))
+        deepspeed.zero.Init(module=module, config_dict_or_path=settings, dtype=dtype)
 
 
 def _units(model: Llama) -> Iterator[nn.Module]:
     """Yield modules that together hold each parameter once."""
     rest = (model.model.embed_tokens, model.model.norm, model.lm_head)
     return chain(model.layers.values(), (module for module in rest if module is not None))
-
-
-def _dtype(config: ParallelConfig) -> torch.dtype:
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -6,6 +6,7 @@ groups and give each rank a range of every group.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from deepspeed import DeepSpeedEngine
@@ -81,11 +82,7 @@ class _SumOfRanks:
             self._engine.allreduce_gradients()
 
     def gradients(self) -> Iterator[Tensor]:
-        if self._zero.cpu_offload:
-            yield from (master.grad for master in self.masters if master.grad is not None)
-        else:
-            for parts in self._zero.averaged_gradients.values():
-                yield from parts
+        return _gradients(self._zero, self.masters, on_host=self._zero.cpu_offload)
 
     def refresh(self) -> None:
         self._zero.update_lp_params()
@@ -93,9 +90,8 @@ class _SumOfRanks:
     def forget(self) -> None:
         if self._zero.cpu_offload:
             # Only gradients that were reduced are copied there; others would be used once more.
-            for master in self.masters:
-                assert master.grad is not None, "DeepSpeed makes it when it starts"
-                master.grad.zero_()
+            for gradient in _on_host(self.masters):
+                gradient.zero_()
 
 
 class _Stage3:
@@ -121,16 +117,11 @@ class _Stage3:
             # DeepSpeed would copy only what was reduced, and leave old gradients in the rest.
             sizes = [len(master) for master in self.masters]
             parts = self._zero.grad_partitions_flat_buffer.split(sizes)
-            for master, part in zip(self.masters, parts, strict=True):
-                assert master.grad is not None, "DeepSpeed makes it when it starts"
-                master.grad.copy_(part)
+            for gradient, part in zip(_on_host(self.masters), parts, strict=True):
+                gradient.copy_(part)
 
     def gradients(self) -> Iterator[Tensor]:
-        if self._zero.offload_optimizer:
-            yield from (master.grad for master in self.masters if master.grad is not None)
-        else:
-            for parts in self._zero.averaged_gradients.values():
-                yield from parts
+        return _gradients(self._zero, self.masters, on_host=self._zero.offload_optimizer)
 
     def refresh(self) -> None:
         zero = self._zero
@@ -152,6 +143,18 @@ def stage_of(engine: DeepSpeedEngine) -> Stage:
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _Stage3(engine)
     return _SumOfRanks(engine)
+
+
+def _gradients(zero: Any, masters: Sequence[Tensor], *, on_host: bool) -> Iterator[Tensor]:
+    """Yield the gradients (any shape) of an optimizer, from where it keeps them."""
+    return _on_host(masters) if on_host else chain.from_iterable(zero.averaged_gradients.values())
+
+
+def _on_host(masters: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the gradients (N,) of masters in host memory."""
+    for master in masters:
+        assert master.grad is not None, "DeepSpeed makes it when it starts"
+        yield master.grad
 
 
 def _linked(parameter: nn.Parameter) -> Place:

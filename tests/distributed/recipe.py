@@ -168,3 +168,10 @@ def trained_plainly(
     for name, p in model.named_parameters():
         state |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
     return state | {"losses": torch.tensor(losses)}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (found[name].double() - value.double()).abs().max()
+        assert difference <= tolerance, f"{name} differs by {difference}"

@@ -9,6 +9,7 @@ from parallel.config import FsdpConfig, ParallelConfig
 from parallel.world import start
 from tests.distributed.recipe import (
     LENGTH,
+    assert_same,
     engine_steps,
     make_engine,
     microbatch,
@@ -19,13 +20,6 @@ from tests.distributed.recipe import (
 from tests.ranks import RankError, run_ranks
 
 pytestmark = pytest.mark.ranks
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        difference = (found[name].double() - value.double()).abs().max()
-        assert difference <= tolerance, f"{name} differs by {difference}"
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -19,6 +19,7 @@ from parallel.zero_config import check_user_config
 from tests.distributed.recipe import (
     LENGTH,
     OPTIM,
+    assert_same,
     engine_steps,
     make_engine,
     microbatch,
@@ -39,13 +40,6 @@ STAGES = (1, 2, 3)
 
 def zero(stage: int, *, offload: bool = False, **changes: object) -> ParallelConfig:
     return ParallelConfig(zero=ZeroConfig(stage=stage, offload_optimizer=offload), **changes)
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        difference = (found[name].double() - value.double()).abs().max()
-        assert difference <= tolerance, f"{name} differs by {difference}"
 
 
 def _trained(
