@@ -10,14 +10,14 @@ from inference.generate import autoregressive
 from inference.generation import Decode, Round, Settings
 from inference.self_speculative import self_speculative
 from models.llama import Llama
-from models.plan import full
+from models.plan import LayerPlan, full
 
 
 def decode_both_ways(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     *,
-    exit_layer: int,
+    draft: LayerPlan,
     num_speculations: int,
     settings: Settings,
     repeats: int,
@@ -25,7 +25,7 @@ def decode_both_ways(
     """Return autoregressive decoding as baseline and self-speculation as candidate, with a bar.
 
     Raises:
-        ValueError: if the exit is not in 1..L-1, or a prompt does not fit the context.
+        ValueError: if the plan is no draft for the model, or a prompt does not fit the context.
     """
     plain = partial(
         autoregressive, model, plan=full(model.config.num_hidden_layers), settings=settings
@@ -33,7 +33,7 @@ def decode_both_ways(
     speculative = partial(
         self_speculative,
         model,
-        exit_layer=exit_layer,
+        draft=draft,
         num_speculations=num_speculations,
         settings=settings,
     )

@@ -31,6 +31,7 @@ from inference.generation import Settings
 from inference.load import Loaded, load
 from models.flops import num_parameters
 from models.llama import Llama
+from models.plan import full
 from parallel.checkpoint import latest, read_state
 from trainer.config import PretrainConfig
 from trainer.metrics import FILE_NAME, read_metrics
@@ -154,7 +155,7 @@ def decode(model: Llama, prompts: list[list[int]]) -> Comparison:
     return decode_both_ways(
         model,
         prompts,
-        exit_layer=EXIT_LAYER,
+        draft=full(EXIT_LAYER),
         num_speculations=NUM_SPECULATIONS,
         settings=Settings(max_new_tokens=MAX_NEW_TOKENS),
         repeats=REPEATS,

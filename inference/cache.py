@@ -14,8 +14,8 @@ from models.config import LlamaConfig
 class KVCache:
     """Buffers allocated once for the longest sequence; appending writes, cropping moves a mark.
 
-    Layers may be at different lengths: while drafting, the layers below the exit are ahead of the
-    rest. Only its owner, the decoding loop, appends to it (through `models.tokens`) and crops it.
+    Layers may be at different lengths: while drafting, the layers that run are ahead of the rest.
+    Only its owner, the decoding loop, appends to it (through `models.tokens`) and crops it.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class KVCache:
         self.lengths[layer] = end
         return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
 
-    def crop(self, length: int) -> None:
-        """Forget every position from `length` on, in every layer; no data moves."""
+    def crop(self, length: int, *, first_layer: int = 0) -> None:
+        """Forget positions from `length` on, in layers from `first_layer` on; no data moves."""
         for layer, held in self.lengths.items():
-            self.lengths[layer] = min(held, length)
+            if layer >= first_layer:
+                self.lengths[layer] = min(held, length)

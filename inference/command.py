@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from inference.batch import BatchSettings, generate_batch
 from inference.bench import Comparison, compare
 from inference.config import GenerateConfig
+from inference.decoding_plan import split
 from inference.early_exit import check_exit, early_exit
 from inference.generate import autoregressive
 from inference.generation import Decode, Generation, Settings
@@ -108,18 +109,21 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
     """Return the configured way of decoding, everything but the prompt bound.
 
     Raises:
-        ValueError: if the model has no such exit.
+        ValueError: if the model has no such exit or layer.
     """
-    model, settings = loaded.model, _settings(config, loaded)
-    if config.exit_layer is None:
+    if config.strategy == "autoregressive":
         return _oracle(config, loaded)
-    check_exit(model, config.exit_layer)
-    if config.strategy == "early_exit":
-        return partial(early_exit, model, exit_layer=config.exit_layer, settings=settings)
+    model, settings = loaded.model, _settings(config, loaded)
+    if config.exit_layer is not None:
+        check_exit(model, config.exit_layer)
+        if config.strategy == "early_exit":
+            return partial(early_exit, model, exit_layer=config.exit_layer, settings=settings)
+    draft = config.draft(loaded.config.num_hidden_layers)
+    _ = split(loaded.config, draft)  # what is wrong with it should not wait for a prompt
     return partial(
         self_speculative,
         model,
-        exit_layer=config.exit_layer,
+        draft=draft,
         num_speculations=config.speculations,
         draft_confidence=config.draft_confidence,
         settings=settings,
@@ -139,8 +143,12 @@ def _compare(
 
 
 def _label(config: GenerateConfig) -> str:
-    drafts = f", {config.speculations} drafts" if config.strategy == "self_speculative" else ""
-    return f"{config.strategy}, exit {config.exit_layer}{drafts}"
+    parts = [f"{name} {' '.join(map(str, layers))}" for name, layers in config.skips.items()]
+    if config.exit_layer is not None:
+        parts = [f"exit {config.exit_layer}"]
+    if config.strategy == "self_speculative":
+        parts.append(f"{config.speculations} drafts")
+    return ", ".join([config.strategy, *parts])
 
 
 def _print_text(
@@ -170,5 +178,8 @@ def _json_values(
         "model": loaded.origin,
         "strategy": config.strategy,
         "exit_layer": config.exit_layer,
+        "skip_attn": config.skip_attn,
+        "skip_ffn": config.skip_ffn,
+        "skip_layers": config.skip_layers,
         "num_speculations": config.speculations if drafting else None,
     }

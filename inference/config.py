@@ -6,6 +6,7 @@ from typing import Literal
 from inference.generation import Settings
 from inference.sample import SamplingConfig
 from inference.stop import check_stop
+from models.plan import LayerPlan, full, without
 
 DEFAULT_SPECULATIONS = 6
 """Verifying seven tokens costs little more than one, and more drafts are rarely all right."""
@@ -21,15 +22,23 @@ class GenerateConfig:
     """Instead of prompt: a file of them, one a line, or .jsonl with a key prompt."""
     strategy: Literal["autoregressive", "early_exit", "self_speculative"] = "autoregressive"
     """autoregressive: plain decoding. early_exit: only the layers below exit_layer run, nothing is
-    verified, quality is that exit's. self_speculative: they draft and the others verify; the output
-    is that of autoregressive, faster."""
+    verified, quality is that exit's. self_speculative: a part of the model drafts, the whole of it
+    verifies; the output is that of autoregressive, faster."""
     exit_layer: int | None = None
-    """1..L-1: how many layers run before the exit; required by the last two strategies."""
+    """1..L-1: how many layers run before the exit; required by early_exit. With self_speculative,
+    these layers draft."""
+    skip_attn: tuple[int, ...] = ()
+    """Instead of exit_layer, only with self_speculative: layers, from 0, whose attention drafts
+    leave out. The verified keys and values stay complete."""
+    skip_ffn: tuple[int, ...] = ()
+    """As skip_attn: layers whose feed-forward branch drafts leave out."""
+    skip_layers: tuple[int, ...] = ()
+    """As skip_attn: layers that drafts leave out."""
     num_speculations: int | None = None
     """Tokens drafted before each verification; only with self_speculative, where it is 6 unless
     set."""
     draft_confidence: float = 0.0
-    """End a round's drafting with the first token that the exit finds less likely than this; 0
+    """End a round's drafting with the first token that the draft finds less likely than this; 0
     always drafts num_speculations. Only with self_speculative; the output is the same."""
     temperature: float = 0.0
     """0 takes the likeliest token (greedy); otherwise logits are divided by it before sampling."""
@@ -67,22 +76,15 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompts is not None:
             raise ValueError("prompt and prompts are both set: give one of them")
-        if self.strategy == "autoregressive":
-            self._check_unused("exit_layer")
-            if self.compare:
-                raise ValueError(
-                    "compare=true compares a strategy with autoregressive: add "
-                    "strategy=self_speculative"
-                )
-        elif self.exit_layer is None:
-            raise ValueError(f"strategy={self.strategy} needs exit_layer=1..L-1")
-        if self.strategy != "self_speculative":
-            self._check_unused("num_speculations")
-            if self.draft_confidence:
-                raise ValueError(
-                    f"draft_confidence={self.draft_confidence} would be ignored with strategy="
-                    f"{self.strategy}: choose strategy=self_speculative, or leave it out"
-                )
+        if self.strategy == "autoregressive" and self.compare:
+            raise ValueError(
+                "compare=true compares a strategy with autoregressive: add "
+                "strategy=self_speculative"
+            )
+        self._check_unused()
+        self._check_skips()
+        if self.strategy == "early_exit" and self.exit_layer is None:
+            raise ValueError("strategy=early_exit needs exit_layer=1..L-1")
         if not 0 <= self.draft_confidence < 1:
             raise ValueError(f"draft_confidence must be in [0, 1), got {self.draft_confidence}")
         for name in ("exit_layer", "num_speculations"):
@@ -122,23 +124,72 @@ class GenerateConfig:
             raise ValueError(
                 f"compare=true decodes one prompt at a time: leave out batch_size={self.batch_size}"
             )
+        for name, layers in self.skips.items():
+            raise ValueError(
+                f"{name}={layers} drafts for one prompt at a time: leave it out, or "
+                f"batch_size={self.batch_size}"
+            )
         if self.draft_confidence:
             raise ValueError(
                 f"draft_confidence={self.draft_confidence} would be ignored with "
                 f"batch_size={self.batch_size}: rows draft in step; leave it out"
             )
 
-    def _check_unused(self, name: str) -> None:
-        if getattr(self, name) is not None:
+    def _check_unused(self) -> None:
+        drafting: dict[str, object] = {
+            **self.skips,
+            "num_speculations": self.num_speculations,
+            "draft_confidence": self.draft_confidence or None,
+        }
+        unused = {} if self.strategy == "self_speculative" else drafting
+        if self.strategy == "autoregressive":
+            unused = {"exit_layer": self.exit_layer, **unused}
+        for name, value in unused.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value} would be ignored with strategy={self.strategy}: "
+                    "choose strategy=self_speculative, or leave it out"
+                )
+
+    def _check_skips(self) -> None:
+        if self.strategy == "self_speculative" and (self.exit_layer is None) == (not self.skips):
             raise ValueError(
-                f"{name}={getattr(self, name)} would be ignored with strategy={self.strategy}: "
-                "choose strategy=self_speculative, or leave it out"
+                "strategy=self_speculative needs exit_layer=1..L-1 or layers for drafts to leave "
+                "out (skip_attn, skip_ffn, skip_layers), and not both"
             )
+        for name, layers in self.skips.items():
+            if min(layers) < 0:
+                raise ValueError(f"{name}={layers}: layers are numbered from 0")
+            twice = set(layers) & set(self.skip_layers)
+            if name != "skip_layers" and twice:
+                raise ValueError(
+                    f"{name}={layers}: layer {min(twice)} is in skip_layers too; leave it in one"
+                )
+
+    @property
+    def skips(self) -> dict[str, list[int]]:
+        """What drafts leave out: layers by the key that names them; keys without any are absent."""
+        names = ("skip_attn", "skip_ffn", "skip_layers")
+        return {name: list(getattr(self, name)) for name in names if getattr(self, name)}
 
     @property
     def speculations(self) -> int:
         """The draft length, the default resolved."""
         return self.num_speculations or DEFAULT_SPECULATIONS
+
+    def draft(self, num_layers: int) -> LayerPlan:
+        """Return the plan that drafts with self_speculative, for a model of so many layers.
+
+        Raises:
+            ValueError: if a layer to skip is not in the model.
+        """
+        if self.exit_layer is not None:
+            return full(self.exit_layer)
+        for name, layers in self.skips.items():
+            if max(layers) >= num_layers:
+                raise ValueError(f"{name}={layers}: the model has layers 0..{num_layers - 1}")
+        attn, ffn = ({*layers, *self.skip_layers} for layers in (self.skip_attn, self.skip_ffn))
+        return without(num_layers, attn=attn, ffn=ffn)
 
     def settings(self, eos_ids: frozenset[int]) -> Settings:
         """Return what the decoding loop is told, given the tokens that end a sequence.

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from inference.decoding_plan import check_plan
 from inference.ending import Ending
 from inference.generation import Round, Settings
 from inference.sample import choose
@@ -26,9 +27,11 @@ def autoregressive(
     from the plan's last exit, and the head sees one position a round.
 
     Raises:
-        ValueError: if the prompt is empty, too long, or not of the model's vocabulary.
+        ValueError: if the prompt is empty, too long, or not of the model's vocabulary, or the plan
+            does not fit the model or the cache.
     """
     started = perf_counter()
+    check_plan(model.config, plan)
     work = prepare(model, prompt_ids, settings, [plan])
     ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
     ending, position, exit_layer = Ending(settings, prompt_ids), 0, plan.exits[-1]

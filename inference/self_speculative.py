@@ -1,9 +1,12 @@
-"""Self-speculative decoding (LayerSkip, arXiv 2404.16710, appendix A.4): lossless early exit.
+"""Self-speculative decoding: a plan that leaves out some of the model drafts, the model verifies.
 
-The layers below the exit draft; the layers above it verify all drafts in one pass, starting from
-the residual streams that drafting left at the exit. No layer runs twice on a token.
+The first visits, as far as draft and full plan share them, run once on a token: verification goes
+on from the states, keys and values that they leave. With an early exit as the draft (LayerSkip,
+arXiv 2404.16710, appendix A.4) that is all of it, and no layer runs twice on a token. What else a
+draft visits, such as layers with one branch skipped (SWIFT, arXiv 2410.06916), sees the verified
+keys and values of earlier rounds; what it adds is cropped before verification writes its own.
 
-Letters: S positions, D width, V vocabulary, E exit layer, L layers, d drafts of a round.
+Letters: S positions, D width, V vocabulary, L layers, k shared visits, d drafts of a round.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from inference.early_exit import check_exit
+from inference.decoding_plan import Phases, split
 from inference.ending import Ending, end_round
 from inference.generation import Round, Settings
 from inference.sample import SamplingConfig, accept, choose
@@ -26,7 +29,7 @@ def self_speculative(
     model: Llama,
     prompt_ids: Sequence[int],
     *,
-    exit_layer: int,
+    draft: LayerPlan,
     num_speculations: int,
     settings: Settings,
     draft_confidence: float = 0.0,
@@ -35,31 +38,42 @@ def self_speculative(
 
     Greedy tokens equal those of autoregressive decoding; sampled ones have the same distribution.
     A round drafts `num_speculations` tokens, or all that are left but one; with
-    `draft_confidence` it ends with the first draft that the exit finds less likely than that, at
-    the price of the host waiting for the device at each draft. The first round reads the prompt:
-    its drafting through the layers below E, its verification through the others.
+    `draft_confidence` it ends with the first token that the draft finds less likely than that, at
+    the price of the host waiting for the device at each. The first round reads the prompt; it
+    drafts only if the draft is a whole prefix, else the prompt would run through some layers twice.
+
+    Args:
+        model: the whole model.
+        prompt_ids: S ids.
+        draft: drafts come from its last exit; `full(E)` is an early exit at E.
+        num_speculations: most drafts of a round.
+        settings: length, sampling, seed, ends of sequence.
+        draft_confidence: a probability; 0 never ends a draft early.
 
     Raises:
-        ValueError: if E is not in 1..L-1, nothing would be drafted, or the prompt does not fit.
+        ValueError: if the plan is no draft for this model, nothing would be drafted, or the prompt
+            does not fit.
     """
     started = perf_counter()
-    draft_plan, verify_plan = _plans(model, exit_layer, num_speculations)
+    phases, depth = split(model.config, draft), model.config.num_hidden_layers
+    _check_length(num_speculations)
     work = prepare(
         model,
         prompt_ids,
         settings,
-        [draft_plan, verify_plan],
+        [full(depth)],
         max_queries=min(num_speculations, settings.max_new_tokens) + 1,
     )
     ids = torch.tensor([list(prompt_ids)], device=work.device)  # (1, S)
-    start, left, depth = 0, settings.max_new_tokens, model.config.num_hidden_layers
     ending = Ending(settings, prompt_ids)
+    start, left = 0, settings.max_new_tokens
+    num_drafts = 0 if phases.draft_only.visits else min(num_speculations, left - 1)
     while left:
-        num_drafts = min(num_speculations, left - 1)
         h, drafts, draft_p = _draft(
-            model, ids, draft_plan, work, start, num_drafts, settings.sampling, draft_confidence
+            model, ids, phases, work, start, num_drafts, settings.sampling, draft_confidence
         )
-        h = model(h, work.tokens(start, h.shape[1]), verify_plan)[depth]  # (1, S + d, D)
+        work.cache.crop(start, first_layer=phases.shared.exits[-1])
+        h = model(h, work.tokens(start, h.shape[1]), phases.verify)[depth]  # (1, S + d, D)
         logits = model.unembed(h[0, -len(drafts) - 1 :])  # (d + 1, V)
         logits = work.change(logits, start + h.shape[1])
         tokens, drafted, last = accept(logits, drafts, draft_p, settings.sampling, work.generator)
@@ -68,24 +82,22 @@ def self_speculative(
         ids = last[None]  # (1, 1): the one token that no layer has seen
         yield end_round(ending, tokens, drafted, perf_counter() - started)
         left = 0 if ending.is_over else left - len(tokens)
+        num_drafts = min(num_speculations, left - 1)
         started = perf_counter()
 
 
-def _plans(model: Llama, exit_layer: int, num_speculations: int) -> tuple[LayerPlan, LayerPlan]:
-    check_exit(model, exit_layer)
+def _check_length(num_speculations: int) -> None:
     if num_speculations < 1:
         raise ValueError(
             f"num_speculations must be at least 1, got {num_speculations}; "
             "to draft nothing use strategy=autoregressive"
         )
-    depth = model.config.num_hidden_layers
-    return full(exit_layer), full(depth, start=exit_layer)
 
 
 def _draft(
     model: Llama,
     ids: Tensor,
-    plan: LayerPlan,
+    phases: Phases,
     work: Workspace,
     start: int,
     num_drafts: int,
@@ -96,22 +108,26 @@ def _draft(
 
     At most `num_drafts`, ending with the first whose probability is below `confidence`.
 
-    The last draft goes through the layers too, so that verification need not.
+    The last draft goes through the shared visits too, so that verification need not.
 
     Returns:
-        The residual stream at the exit (1, S + d, D); d drafts (1,); the processed probabilities
+        The residual stream at exit k (1, S + d, D); d drafts (1,); the processed probabilities
         (1, V) that each was drawn from, none when greedy.
     """
     states: list[Tensor] = []
     drafts: list[Tensor] = []
     draft_p: list[Tensor] = []
+    rest = phases.draft_only
     while True:
         work.read(start, ids)
-        h = model(ids, work.tokens(start, ids.shape[1]), plan)[plan.exits[-1]]  # (1, S, D)
+        tokens = work.tokens(start, ids.shape[1])
+        h = model(ids, tokens, phases.shared)[phases.shared.exits[-1]]  # (1, S, D)
         states.append(h)
         if len(drafts) == num_drafts:
             return torch.cat(states, dim=1), drafts, draft_p
         start += ids.shape[1]
+        if rest.visits:
+            h = model(h, tokens, rest)[rest.exits[-1]]  # (1, S, D)
         logits = work.change(model.unembed(h[:, -1]), start)  # (1, V)
         token, p = choose(logits, sampling, work.generator)  # (1,)
         drafts.append(token)

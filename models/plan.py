@@ -6,6 +6,7 @@ Letters: B rows, S positions, D width, K selected items, L layers.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Flag, auto
+from itertools import takewhile
 from typing import Protocol
 
 import torch
@@ -157,3 +158,12 @@ def dropped(survivors: Sequence[Tensor | None], *, exits: Sequence[int] = ()) ->
         if rows is None or rows.numel()
     )
     return LayerPlan(visits, tuple(exits) or (len(survivors),))
+
+
+def shared_prefix(a: LayerPlan, b: LayerPlan) -> int:
+    """Return how many first visits two plans share: what these compute for the one, the other has.
+
+    Equal visits name the same layer, parts and gate.
+    """
+    pairs = zip(a.visits, b.visits, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

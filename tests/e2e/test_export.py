@@ -75,7 +75,7 @@ def test_transformers_drafts_with_the_exits_of_an_export(
             assistant_early_exit=exit_layer,
         )[0, len(ids) :].tolist()
         rounds = self_speculative(
-            ours.model, ids, exit_layer=exit_layer, num_speculations=4, settings=settings
+            ours.model, ids, draft=full(exit_layer), num_speculations=4, settings=settings
         )
         speculated = Generation(tuple(rounds)).token_ids
         assert generated == speculated == _plain(ours, ids, settings)

@@ -68,7 +68,7 @@ def test_tokens_under_processors_are_those_of_transformers(make, tied):
     assert (expected == free) == (not processors)
     settings = Settings(max_new_tokens=COUNT, processors=processors)
     assert _ours(ours, settings) == expected
-    rounds = self_speculative(ours, PROMPT, exit_layer=2, num_speculations=4, settings=settings)
+    rounds = self_speculative(ours, PROMPT, draft=full(2), num_speculations=4, settings=settings)
     assert Generation(tuple(rounds)).token_ids == expected
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from models.llama import Llama
-from models.plan import LayerPlan, Parts, Rows, Visit, dropped, full, ordered, without
+from models.plan import (
+    LayerPlan,
+    Parts,
+    Rows,
+    Visit,
+    dropped,
+    full,
+    ordered,
+    shared_prefix,
+    without,
+)
 from models.tokens import make_tokens
 from tests.tiny import tiny_config, tiny_llama
 from trainer.curriculum import active_exits
@@ -170,6 +180,20 @@ def test_law_4_each_row_of_a_packed_batch_runs_as_if_it_were_alone(producer: Pro
             alone = run(model, LayerPlan(own, plan.exits), slice(row, row + 1))
             for e in plan.exits:
                 torch.testing.assert_close(together[e][row], alone[e][0], rtol=0, atol=1e-12)
+
+
+@every_producer
+def test_what_a_plan_shares_with_the_full_one_is_the_same_stream(producer: Producer) -> None:
+    model = tiny_llama()
+    for step in range(3):
+        plan = producer.make(step, 0)
+        k = shared_prefix(plan, full(LAYERS))
+        states = run(model, full(LAYERS, exits=(k,)))[k]
+        rest = LayerPlan(plan.visits[k:], plan.exits[-1:])
+        positions, documents = packed_batch()[1:]
+        tokens = make_tokens(model.config, positions, documents=documents)
+        done = model(states, tokens, rest)
+        assert torch.equal(done[plan.exits[-1]], run(model, plan)[plan.exits[-1]])
 
 
 @every_producer

@@ -1,5 +1,6 @@
 from benchmarks.decoding import decode_both_ways
 from inference.generation import Settings
+from models.plan import full
 from tests.tiny import tiny_llama
 
 
@@ -8,7 +9,7 @@ def test_both_ways_give_every_prompt_the_same_tokens_and_a_speed() -> None:
     comparison = decode_both_ways(
         tiny_llama(),
         prompts,
-        exit_layer=2,
+        draft=full(2),
         num_speculations=3,
         settings=Settings(max_new_tokens=12),
         repeats=2,

@@ -134,7 +134,9 @@ def test_rows_accept_what_they_would_alone(quiet_llama: Quiet) -> None:
     for prompt, generation in zip(prompts, together, strict=True):
         alone = Generation(
             tuple(
-                self_speculative(model, prompt, exit_layer=2, num_speculations=3, settings=settings)
+                self_speculative(
+                    model, prompt, draft=full(2), num_speculations=3, settings=settings
+                )
             )
         )
         assert generation.accept_counts == alone.accept_counts

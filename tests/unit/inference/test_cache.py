@@ -49,6 +49,14 @@ def test_cropping_lowers_lengths_and_moves_nothing() -> None:
     assert torch.equal(after, torch.cat((kept[:, :, :3], kept[:, :, :1]), dim=2))
 
 
+def test_cropping_may_leave_the_first_layers_alone() -> None:
+    cache = _cache()
+    for layer in range(3):
+        cache.append(layer, _new(4), _new(4))
+    cache.crop(1, first_layer=2)
+    assert cache.lengths == {0: 4, 1: 4, 2: 1}
+
+
 def test_a_full_buffer_refuses_and_keeps_what_it_has() -> None:
     cache, held = _cache(max_length=4), _new(3)
     keys, _ = cache.append(0, held, held)

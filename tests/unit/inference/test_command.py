@@ -14,7 +14,7 @@ from inference.load import Loaded, load
 FIELDS = {
     "text", "token_ids", "acceptance_rate", "tokens_per_second", "seconds_prefill",
     "seconds_decode", "rounds", "accept_histogram", "model", "strategy", "exit_layer",
-    "num_speculations",
+    "skip_attn", "skip_ffn", "skip_layers", "num_speculations",
 }  # fmt: skip
 SPECULATIVE: dict[str, Any] = {"strategy": "self_speculative", "exit_layer": 2}
 
@@ -65,6 +65,16 @@ def test_self_speculation_writes_the_text_of_plain_decoding(loaded: Loaded) -> N
     assert _json(loaded, strategy="early_exit", exit_layer=2)[0]["text"] != _json(loaded)[0]["text"]
 
 
+def test_drafts_may_leave_out_any_part(loaded: Loaded) -> None:
+    parts = {"skip_attn": (1,), "skip_ffn": (2, 3)}
+    (values,) = _json(loaded, strategy="self_speculative", **parts)
+    assert values["text"] == _json(loaded)[0]["text"]
+    assert (values["skip_attn"], values["skip_ffn"], values["skip_layers"]) == ([1], [2, 3], [])
+    out, _ = _generate(loaded, strategy="self_speculative", **parts, compare=True)
+    assert "\nself_speculative, skip_attn 1, skip_ffn 2 3, 6 drafts" in out
+    assert "the same tokens" in out
+
+
 def test_streamed_text_is_the_prompt_and_what_json_calls_text(loaded: Loaded) -> None:
     out, notes = _generate(loaded, **SPECULATIVE)
     assert out == "def f" + _json(loaded)[0]["text"] + "\n"
@@ -102,6 +112,14 @@ def test_one_new_token_has_no_rate(loaded: Loaded) -> None:
     ("changes", "message"),
     [
         ({"strategy": "early_exit", "exit_layer": 4}, r"exit_layer must be in 1\.\.3 .* got 4"),
+        (
+            {"strategy": "self_speculative", "skip_layers": (1, 4)},
+            r"skip_layers=\[1, 4\]: the model has layers 0\.\.3",
+        ),
+        (
+            {"strategy": "self_speculative", "skip_layers": (0, 1, 2, 3)},
+            "the draft visits no layer",
+        ),
         ({"max_new_tokens": 1000}, "max_new_tokens=1000, but the model's context is 256"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": "x " * 300}, "context is 256: shorten it"),

@@ -4,6 +4,7 @@ import pytest
 
 from configs.load import load
 from inference.config import GenerateConfig
+from models.plan import full, without
 
 ROOT = Path(__file__).resolve().parents[3]
 BATCH = ["prompts=b.txt", "output=json", "batch_size=4"]
@@ -24,6 +25,16 @@ DRAFTING = ["strategy=self_speculative", "exit_layer=2"]
             ["strategy=self_speculative", "exit_layer=2", "num_speculations=0"],
             "num_speculations must be at least 1, got 0; .* strategy=autoregressive",
         ),
+        (["skip_attn=[1]"], r"skip_attn=\[1\] would be ignored with strategy=autoregressive"),
+        (["strategy=early_exit", "exit_layer=2", "skip_layers=[1]"], "would be ignored with"),
+        (["strategy=self_speculative", "exit_layer=2", "skip_ffn=[1]"], "and not both"),
+        (["strategy=self_speculative", "skip_ffn=[-1]"], "layers are numbered from 0"),
+        (["strategy=self_speculative", "skip_ffn=3"], r"skip_ffn must be tuple\[int, ...\], got 3"),
+        (
+            ["strategy=self_speculative", "skip_layers=[1,2]", "skip_attn=[2,3]"],
+            r"skip_attn=\[2, 3\]: layer 2 is in skip_layers too",
+        ),
+        (["draft_confidence=0.5"], "draft_confidence=0.5 would be ignored"),
         (["compare=true"], "compare=true compares a strategy with autoregressive"),
         (["max_new_tokens=0"], "max_new_tokens must be at least 1, got 0"),
         (["max_new_tokens=-5"], "max_new_tokens must be at least 1, got -5"),
@@ -44,6 +55,7 @@ DRAFTING = ["strategy=self_speculative", "exit_layer=2"]
         (["prompt=a", "output=json", "batch_size=4"], "batch_size=4 needs several prompts"),
         ([*BATCH, *DRAFTING, "compare=true"], "leave out batch_size=4"),
         ([*BATCH, *DRAFTING, "draft_confidence=0.5"], "draft_confidence=0.5 would be ignored"),
+        ([*BATCH, "strategy=self_speculative", "skip_ffn=[2]"], r"skip_ffn=\[2\] drafts for one"),
         (["strategy=speculative"], "strategy.*speculative"),
         (["max_new_token=3"], "did you mean max_new_tokens"),
     ],
@@ -66,6 +78,19 @@ def test_the_draft_length_has_a_default_where_drafting_happens() -> None:
 def test_stop_strings_are_a_list_with_escapes() -> None:
     config = load(GenerateConfig, None, ['stop=["\\n\\n", "def f(x):", "#"]'])
     assert tuple(config.stop) == ("\n\n", "def f(x):", "#")
+
+
+def test_drafts_leave_out_what_is_skipped() -> None:
+    words = ["strategy=self_speculative", "skip_attn=[2,1]", "skip_ffn=[2]", "skip_layers=[4]"]
+    config = load(GenerateConfig, None, words)
+    assert config.draft(5) == without(5, attn=[1, 2, 4], ffn=[2, 4])
+    with pytest.raises(ValueError, match=r"skip_layers=\[4\]: the model has layers 0\.\.3"):
+        config.draft(4)
+
+
+def test_without_skips_the_layers_below_the_exit_draft() -> None:
+    config = load(GenerateConfig, None, ["strategy=self_speculative", "exit_layer=3"])
+    assert config.draft(5) == full(3)
 
 
 def test_a_prompt_is_taken_word_for_word() -> None:

@@ -23,7 +23,7 @@ def _expected(model: Llama, prompt: list[int] = PROMPT) -> list[int]:
 
 def _speculated(model: Llama, exit_layer: int, prompt: list[int] = PROMPT) -> list[int]:
     rounds = self_speculative(
-        model, prompt, exit_layer=exit_layer, num_speculations=4, settings=SETTINGS
+        model, prompt, draft=full(exit_layer), num_speculations=4, settings=SETTINGS
     )
     return Generation(tuple(rounds)).token_ids
 

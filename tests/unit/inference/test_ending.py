@@ -80,8 +80,8 @@ def test_all_ways_of_decoding_stop_at_the_same_token(quiet_llama: Quiet) -> None
     def decoded(settings: Settings) -> list[list[int]]:
         ways = [
             autoregressive(model, prompt, plan=full(4), settings=settings),
-            self_speculative(model, prompt, exit_layer=1, num_speculations=4, settings=settings),
-            self_speculative(model, prompt, exit_layer=3, num_speculations=1, settings=settings),
+            self_speculative(model, prompt, draft=full(1), num_speculations=4, settings=settings),
+            self_speculative(model, prompt, draft=full(3), num_speculations=1, settings=settings),
         ]
         plain, drafting = BatchSettings(), BatchSettings(exit_layer=2, num_speculations=3)
         for batch in (plain, drafting):

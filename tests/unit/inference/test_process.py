@@ -73,7 +73,7 @@ def _plain(model: Llama, settings: Settings, prompt: Sequence[int] = PROMPT) -> 
 
 def _speculated(model: Llama, exit_layer: int, drafts: int, settings: Settings) -> Generation:
     rounds = self_speculative(
-        model, PROMPT, exit_layer=exit_layer, num_speculations=drafts, settings=settings
+        model, PROMPT, draft=full(exit_layer), num_speculations=drafts, settings=settings
     )
     return Generation(tuple(rounds))
 
@@ -151,7 +151,7 @@ def test_an_unsure_draft_may_stop_early_under_processors_too(
     rounds = self_speculative(
         model,
         PROMPT,
-        exit_layer=2,
+        draft=full(2),
         num_speculations=drafts,
         draft_confidence=0.3,
         settings=settings,

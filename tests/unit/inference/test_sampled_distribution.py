@@ -22,12 +22,13 @@ from inference.generation import Decode, Generation, Settings
 from inference.sample import SamplingConfig
 from inference.self_speculative import self_speculative
 from models.llama import Llama
-from models.plan import full
+from models.plan import LayerPlan, Parts, Visit, full, without
 from models.tokens import make_tokens
 from tests.tiny import tiny_config, tiny_llama
 
-VOCABULARY, LENGTH, PROMPT = 5, 3, [2, 0]
+VOCABULARY, PROMPT = 5, [2, 0]
 SAMPLES = 1500
+FIRST, PARTED = full(1), LayerPlan((Visit(0), Visit(1, Parts.ATTN)), (2,))
 TINY = tiny_config(
     vocab_size=VOCABULARY,
     hidden_size=8,
@@ -63,7 +64,7 @@ def _exact(model: Llama, settings: Settings) -> dict[tuple[int, ...], float]:
         prefix, mass = open_.popitem()
         for token, p in enumerate(_next(model, prefix, settings).tolist()):
             longer = (*prefix, token)
-            is_over = len(longer) == LENGTH or token in settings.eos_ids
+            is_over = len(longer) == settings.max_new_tokens or token in settings.eos_ids
             (exact if is_over else open_)[longer] = mass * p
     return exact
 
@@ -80,10 +81,10 @@ def _p_value(counts: Counter[tuple[int, ...]], exact: dict[tuple[int, ...], floa
     return float(torch.special.gammaincc(half_freedom, half))
 
 
-def _speculative(drafts: int) -> Callable[[Llama, Settings], Decode]:
+def _speculative(drafts: int, draft: LayerPlan = FIRST) -> Callable[[Llama, Settings], Decode]:
     def bind(model: Llama, settings: Settings) -> Decode:
         return lambda prompt: self_speculative(
-            model, prompt, exit_layer=1, num_speculations=drafts, settings=settings
+            model, prompt, draft=draft, num_speculations=drafts, settings=settings
         )
 
     return bind
@@ -94,30 +95,34 @@ def _plain(model: Llama, settings: Settings) -> Decode:
 
 
 WARM = SamplingConfig(temperature=1.0)
+COOL = SamplingConfig(temperature=0.8, top_k=4)
 PROCESSORS = [RepetitionPenaltyLogitsProcessor(1.6), MinPLogitsWarper(0.2)]
 
 
 @pytest.mark.parametrize(
-    ("bind", "settings"),
+    ("bind", "settings", "length"),
     [
-        (_plain, Settings(sampling=WARM)),
-        (_speculative(1), Settings(sampling=WARM)),
-        (_speculative(2), Settings(sampling=SamplingConfig(temperature=0.7))),
-        (_speculative(4), Settings(sampling=SamplingConfig(temperature=1.0, top_k=3))),
-        (_speculative(2), Settings(sampling=SamplingConfig(temperature=1.3, top_p=0.8))),
-        (_speculative(2), Settings(sampling=WARM, eos_ids=frozenset([1, 4]))),
-        (_plain, Settings(sampling=WARM, processors=PROCESSORS)),
-        (_speculative(2), Settings(sampling=WARM, processors=PROCESSORS)),
+        (_plain, Settings(sampling=WARM), 3),
+        (_speculative(1), Settings(sampling=WARM), 3),
+        (_speculative(2), Settings(sampling=SamplingConfig(temperature=0.7)), 3),
+        (_speculative(4), Settings(sampling=SamplingConfig(temperature=1.0, top_k=3)), 3),
+        (_speculative(2), Settings(sampling=SamplingConfig(temperature=1.3, top_p=0.8)), 3),
+        (_speculative(2), Settings(sampling=WARM, eos_ids=frozenset([1, 4])), 3),
+        (_plain, Settings(sampling=WARM, processors=PROCESSORS), 3),
+        (_speculative(2), Settings(sampling=WARM, processors=PROCESSORS), 3),
+        (_speculative(2, without(2, attn=[0])), Settings(sampling=WARM), 4),
+        (_speculative(2, PARTED), Settings(sampling=COOL, eos_ids=frozenset([4])), 4),
     ],
     ids=[
         "autoregressive", "one draft", "temperature", "top-k", "top-p", "ends of sequence",
-        "autoregressive, processed", "processed",
+        "autoregressive, processed", "processed", "a draft that shares nothing",
+        "a draft that shares a layer",
     ],
 )  # fmt: skip
 def test_the_first_tokens_have_their_exact_joint_distribution(
-    bind: Callable[[Llama, Settings], Decode], settings: Settings
+    bind: Callable[[Llama, Settings], Decode], settings: Settings, length: int
 ) -> None:
-    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=LENGTH)
+    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=length)
     generations = [
         Generation(tuple(bind(model, replace(settings, seed=seed))(PROMPT)))
         for seed in range(SAMPLES)
@@ -140,7 +145,7 @@ def test_the_first_tokens_have_their_exact_joint_distribution(
 def test_the_rows_of_a_batch_have_the_exact_joint_distribution(
     drafts: int, settings: Settings
 ) -> None:
-    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=LENGTH)
+    model, settings = tiny_llama(TINY, seed=3), replace(settings, max_new_tokens=3)
     batch = BatchSettings(rows=100, exit_layer=1 if drafts else None, num_speculations=drafts)
     generations = generate_batch(
         model, [PROMPT] * SAMPLES, batch=batch, settings=settings, seeds=range(SAMPLES)

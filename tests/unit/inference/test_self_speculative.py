@@ -28,7 +28,7 @@ def _speculated(
     model: Llama, exit_layer: int, drafts: int, settings: Settings, prompt: list[int] = PROMPT
 ) -> Generation:
     rounds = self_speculative(
-        model, prompt, exit_layer=exit_layer, num_speculations=drafts, settings=settings
+        model, prompt, draft=full(exit_layer), num_speculations=drafts, settings=settings
     )
     return Generation(tuple(rounds))
 
@@ -78,10 +78,10 @@ def test_stopping_an_unsure_draft_changes_the_rounds_only(
     quiet_llama: Quiet, confidence: float
 ) -> None:
     model, settings = quiet_llama(0.1), Settings(max_new_tokens=24)
-    prefix = dict(exit_layer=2, num_speculations=6, settings=settings)
-    always = Generation(tuple(self_speculative(model, PROMPT, **prefix)))
+    how = dict(draft=full(2), num_speculations=6, settings=settings)
+    always = Generation(tuple(self_speculative(model, PROMPT, **how)))
     stopping = Generation(
-        tuple(self_speculative(model, PROMPT, **prefix, draft_confidence=confidence))
+        tuple(self_speculative(model, PROMPT, **how, draft_confidence=confidence))
     )
     assert stopping.token_ids == always.token_ids == _oracle(model, settings)
     assert sum(stopping.draft_counts) < sum(always.draft_counts)
@@ -165,7 +165,7 @@ def test_every_layer_holds_prompt_and_output_but_one_after_each_round(quiet_llam
     calls = _watch(model)
     emitted = 0
     rounds = self_speculative(
-        model, PROMPT, exit_layer=2, num_speculations=3, settings=Settings(max_new_tokens=20)
+        model, PROMPT, draft=full(2), num_speculations=3, settings=Settings(max_new_tokens=20)
     )
     for each in rounds:
         emitted += len(each.tokens)
@@ -189,12 +189,6 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(quiet_llama: Quiet) -
     assert _speculated(model, 2, 4, settings).token_ids == _oracle(model, settings) == expected
 
 
-@pytest.mark.parametrize("exit_layer", [0, 4, -1])
-def test_an_exit_outside_the_model_is_refused(quiet_llama: Quiet, exit_layer: int) -> None:
-    with pytest.raises(ValueError, match=rf"exit_layer must be in 1\.\.3 .* got {exit_layer}"):
-        _speculated(quiet_llama(1.0), exit_layer, 4, Settings())
-
-
 def test_drafting_nothing_is_refused(quiet_llama: Quiet) -> None:
     with pytest.raises(ValueError, match="num_speculations must be at least 1, got 0"):
         _speculated(quiet_llama(1.0), 2, 0, Settings())
@@ -202,7 +196,7 @@ def test_drafting_nothing_is_refused(quiet_llama: Quiet) -> None:
 
 def test_the_caller_is_not_in_inference_mode_between_rounds(quiet_llama: Quiet) -> None:
     rounds = self_speculative(
-        quiet_llama(1.0), PROMPT, exit_layer=2, num_speculations=2, settings=Settings()
+        quiet_llama(1.0), PROMPT, draft=full(2), num_speculations=2, settings=Settings()
     )
     next(rounds)
     assert not torch.is_inference_mode_enabled()

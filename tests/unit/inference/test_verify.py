@@ -136,7 +136,7 @@ def _plain(model: Llama, temperature: float = 1.0) -> Seeded:
 def _drafting(model: Llama) -> Seeded:
     return lambda seed: (
         lambda prompt: self_speculative(
-            model, prompt, exit_layer=1, num_speculations=2, settings=_settings(seed)
+            model, prompt, draft=full(1), num_speculations=2, settings=_settings(seed)
         )
     )
 

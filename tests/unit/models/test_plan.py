@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from models.plan import LayerPlan, Parts, Rows, Selection, Visit, dropped, full, ordered, without
+from models.plan import (
+    LayerPlan,
+    Parts,
+    Rows,
+    Selection,
+    Visit,
+    dropped,
+    full,
+    ordered,
+    shared_prefix,
+    without,
+)
 
 
 def ids(*values):
@@ -68,3 +79,25 @@ def test_moving_a_plan_moves_the_rows_of_every_gate():
     assert moved.visits[1].gate.rows.device.type == "meta"
     assert moved.signature == plan.signature
     assert moved.visits[2] is plan.visits[2]
+
+
+@pytest.mark.parametrize(
+    ("plan", "shared"),
+    [
+        (full(4), 4),
+        (full(2), 2),
+        (full(6), 4),
+        (without(4, attn=[2]), 2),
+        (without(4, ffn=[0]), 0),
+        (ordered([0, 1, 3], num_layers=4), 2),
+        (dropped([None, ids(0, 1), None, None]), 1),
+    ],
+)
+def test_plans_share_their_first_equal_visits(plan, shared):
+    assert shared_prefix(plan, full(4)) == shared_prefix(full(4), plan) == shared
+
+
+def test_a_plan_shares_its_gates_with_itself_only():
+    plan, twin = (dropped([None, ids(0, 1), None]) for _ in range(2))
+    assert shared_prefix(plan, plan) == 3
+    assert shared_prefix(plan, twin) == 1
