@@ -207,7 +207,7 @@ def _may_be_hub_id(path: Path) -> bool:
 
 def _load_hugging_face(path: str) -> HuggingFaceTokenizer:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **_gguf(Path(path)))
     except Exception as error:  # transformers and tokenizers raise all kinds, bare ones included
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
@@ -215,6 +215,12 @@ def _load_hugging_face(path: str) -> HuggingFaceTokenizer:
             f"cannot load it: {reason}"
         ) from None
     return HuggingFaceTokenizer(tokenizer, max(tokenizer.get_vocab().values()) + 1)
+
+
+def _gguf(folder: Path) -> dict[str, str]:
+    """Name a folder's GGUF file, which then holds the tokenizer, if nothing else there can."""
+    files = sorted(folder.glob("*.gguf"))
+    return {"gguf_file": files[0].name} if files and not any(folder.glob("*.json")) else {}
 
 
 def train_sentencepiece(

