@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from inference.adaptive import adaptive
 from inference.batch import BatchSettings, generate_batch
 from inference.bench import Comparison, compare
 from inference.config import GenerateConfig
+from inference.controller import Controller
 from inference.decoding_plan import split
 from inference.early_exit import check_exit, early_exit
 from inference.generate import autoregressive
@@ -114,6 +116,9 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
     if config.strategy == "autoregressive":
         return _oracle(config, loaded)
     model, settings = loaded.model, _settings(config, loaded)
+    if config.strategy == "adaptive":
+        controller = Controller(loaded.config.num_hidden_layers, most=config.speculations)
+        return partial(adaptive, model, controller=controller, settings=settings)
     if config.exit_layer is not None:
         check_exit(model, config.exit_layer)
         if config.strategy == "early_exit":
@@ -148,6 +153,8 @@ def _label(config: GenerateConfig) -> str:
         parts = [f"exit {config.exit_layer}"]
     if config.strategy == "self_speculative":
         parts.append(f"{config.speculations} drafts")
+    if config.strategy == "adaptive":
+        parts.append(f"up to {config.speculations} drafts")
     return ", ".join([config.strategy, *parts])
 
 
@@ -171,7 +178,7 @@ def _print_text(
 def _json_values(
     config: GenerateConfig, loaded: Loaded, prompt_ids: list[int], generation: Generation
 ) -> dict[str, Any]:
-    drafting = config.strategy == "self_speculative"
+    drafting = config.strategy in ("self_speculative", "adaptive")
     return {
         "text": text_of(loaded.decode, prompt_ids, generation.token_ids, config.stop),
         **figures(generation),

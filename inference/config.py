@@ -8,6 +8,8 @@ from inference.sample import SamplingConfig
 from inference.stop import check_stop
 from models.plan import LayerPlan, full, without
 
+MOST_SPECULATIONS = 12
+"""Beyond, a round gains little and its buffers only grow."""
 DEFAULT_SPECULATIONS = 6
 """Verifying seven tokens costs little more than one, and more drafts are rarely all right."""
 
@@ -20,10 +22,13 @@ class GenerateConfig:
     """Text to continue."""
     prompts: str | None = None
     """Instead of prompt: a file of them, one a line, or .jsonl with a key prompt."""
-    strategy: Literal["autoregressive", "early_exit", "self_speculative"] = "autoregressive"
+    strategy: Literal["autoregressive", "early_exit", "self_speculative", "adaptive"] = (
+        "autoregressive"
+    )
     """autoregressive: plain decoding. early_exit: only the layers below exit_layer run, nothing is
     verified, quality is that exit's. self_speculative: a part of the model drafts, the whole of it
-    verifies; the output is that of autoregressive, faster."""
+    verifies; the output is that of autoregressive, faster. adaptive: self_speculative, but exit,
+    draft length and confidence stop are chosen as it runs, with plain steps where nothing pays."""
     exit_layer: int | None = None
     """1..L-1: how many layers run before the exit; required by early_exit. With self_speculative,
     these layers draft."""
@@ -35,8 +40,8 @@ class GenerateConfig:
     skip_layers: tuple[int, ...] = ()
     """As skip_attn: layers that drafts leave out."""
     num_speculations: int | None = None
-    """Tokens drafted before each verification; only with self_speculative, where it is 6 unless
-    set."""
+    """Tokens drafted before each verification; 6 unless set. With adaptive the most it may draft,
+    12 unless set; not with other strategies."""
     draft_confidence: float = 0.0
     """End a round's drafting with the first token that the draft finds less likely than this; 0
     always drafts num_speculations. Only with self_speculative; the output is the same."""
@@ -120,6 +125,11 @@ class GenerateConfig:
                 f"batch_size={self.batch_size} continues prompts at once, which text cannot show: "
                 "add output=json"
             )
+        if self.strategy == "adaptive":
+            raise ValueError(
+                "strategy=adaptive decodes one prompt at a time: choose strategy=self_speculative, "
+                f"or leave out batch_size={self.batch_size}"
+            )
         if self.compare:
             raise ValueError(
                 f"compare=true decodes one prompt at a time: leave out batch_size={self.batch_size}"
@@ -136,14 +146,15 @@ class GenerateConfig:
             )
 
     def _check_unused(self) -> None:
-        drafting: dict[str, object] = {
+        fixed: dict[str, object] = {
             **self.skips,
-            "num_speculations": self.num_speculations,
             "draft_confidence": self.draft_confidence or None,
         }
-        unused = {} if self.strategy == "self_speculative" else drafting
-        if self.strategy == "autoregressive":
+        unused = {} if self.strategy == "self_speculative" else fixed
+        if self.strategy in ("autoregressive", "adaptive"):
             unused = {"exit_layer": self.exit_layer, **unused}
+        if self.strategy in ("autoregressive", "early_exit"):
+            unused = {**unused, "num_speculations": self.num_speculations}
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(
@@ -175,7 +186,8 @@ class GenerateConfig:
     @property
     def speculations(self) -> int:
         """The draft length, the default resolved."""
-        return self.num_speculations or DEFAULT_SPECULATIONS
+        usual = MOST_SPECULATIONS if self.strategy == "adaptive" else DEFAULT_SPECULATIONS
+        return self.num_speculations or usual
 
     def draft(self, num_layers: int) -> LayerPlan:
         """Return the plan that drafts with self_speculative, for a model of so many layers.

@@ -6,20 +6,19 @@ arXiv 2404.16710, appendix A.4) that is all of it, and no layer runs twice on a 
 draft visits, such as layers with one branch skipped (SWIFT, arXiv 2410.06916), sees the verified
 keys and values of earlier rounds; what it adds is cropped before verification writes its own.
 
-Letters: S positions, D width, V vocabulary, L layers, k shared visits, d drafts of a round.
+Letters: S positions of the prompt, L layers.
 """
 
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from inference.decoding_plan import Phases, split
+from inference.decoding_plan import split
 from inference.ending import Ending, end_round
 from inference.generation import Round, Settings
-from inference.sample import SamplingConfig, accept, choose
-from inference.workspace import Workspace, prepare
+from inference.speculate import speculate
+from inference.workspace import prepare
 from models.llama import Llama
 from models.plan import LayerPlan, full
 
@@ -69,19 +68,20 @@ def self_speculative(
     start, left = 0, settings.max_new_tokens
     num_drafts = 0 if phases.draft_only.visits else min(num_speculations, left - 1)
     while left:
-        h, drafts, draft_p = _draft(
-            model, ids, phases, work, start, num_drafts, settings.sampling, draft_confidence
+        done = speculate(
+            model,
+            ids,
+            phases,
+            work,
+            start,
+            num_drafts,
+            settings.sampling,
+            confidence=draft_confidence,
         )
-        work.cache.crop(start, first_layer=phases.shared.exits[-1])
-        h = model(h, work.tokens(start, h.shape[1]), phases.verify)[depth]  # (1, S + d, D)
-        logits = model.unembed(h[0, -len(drafts) - 1 :])  # (d + 1, V)
-        logits = work.change(logits, start + h.shape[1])
-        tokens, drafted, last = accept(logits, drafts, draft_p, settings.sampling, work.generator)
-        start += ids.shape[1] + len(tokens) - 1
-        work.cache.crop(start)
-        ids = last[None]  # (1, 1): the one token that no layer has seen
-        yield end_round(ending, tokens, drafted, perf_counter() - started)
-        left = 0 if ending.is_over else left - len(tokens)
+        start += ids.shape[1] + len(done.tokens) - 1
+        ids = done.last[None]  # (1, 1): the one token that no layer has seen
+        yield end_round(ending, done.tokens, done.drafted, perf_counter() - started)
+        left = 0 if ending.is_over else left - len(done.tokens)
         num_drafts = min(num_speculations, left - 1)
         started = perf_counter()
 
@@ -92,47 +92,3 @@ def _check_length(num_speculations: int) -> None:
             f"num_speculations must be at least 1, got {num_speculations}; "
             "to draft nothing use strategy=autoregressive"
         )
-
-
-def _draft(
-    model: Llama,
-    ids: Tensor,
-    phases: Phases,
-    work: Workspace,
-    start: int,
-    num_drafts: int,
-    sampling: SamplingConfig,
-    confidence: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Draft after the uncached tokens ids (1, S), which follow `start` cached ones.
-
-    At most `num_drafts`, ending with the first whose probability is below `confidence`.
-
-    The last draft goes through the shared visits too, so that verification need not.
-
-    Returns:
-        The residual stream at exit k (1, S + d, D); d drafts (1,); the processed probabilities
-        (1, V) that each was drawn from, none when greedy.
-    """
-    states: list[Tensor] = []
-    drafts: list[Tensor] = []
-    draft_p: list[Tensor] = []
-    rest = phases.draft_only
-    while True:
-        work.read(start, ids)
-        tokens = work.tokens(start, ids.shape[1])
-        h = model(ids, tokens, phases.shared)[phases.shared.exits[-1]]  # (1, S, D)
-        states.append(h)
-        if len(drafts) == num_drafts:
-            return torch.cat(states, dim=1), drafts, draft_p
-        start += ids.shape[1]
-        if rest.visits:
-            h = model(h, tokens, rest)[rest.exits[-1]]  # (1, S, D)
-        logits = work.change(model.unembed(h[:, -1]), start)  # (1, V)
-        token, p = choose(logits, sampling, work.generator)  # (1,)
-        drafts.append(token)
-        if confidence and float(logits.softmax(-1)[0, token]) < confidence:
-            num_drafts = len(drafts)
-        if p is not None:
-            draft_p.append(p)
-        ids = token[None]  # (1, 1)

@@ -62,7 +62,7 @@ def test_a_decoder_that_accepts_every_draft_does_not_pass(
         drafted = [int(each) for each in drafts]
         return [*drafted, int(last)], drafted, last
 
-    monkeypatch.setattr("inference.self_speculative.accept", accept_all)
+    monkeypatch.setattr("inference.speculate.accept", accept_all)
     with pytest.raises(RuntimeError, match="self-speculation is not lossless here"):
         main(_arguments(folder, "exit_layer=1", "max_new_tokens=24"))
     assert "fault" in capsys.readouterr().out

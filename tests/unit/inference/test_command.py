@@ -90,6 +90,13 @@ def test_a_comparison_prints_both_rows_and_the_speedup(loaded: Loaded) -> None:
     assert "the same tokens" in table
 
 
+def test_adaptive_decoding_needs_no_exit(loaded: Loaded) -> None:
+    out, _ = _generate(loaded, strategy="adaptive", compare=True)
+    table = out.split("\n\n")[-1]
+    assert "\nadaptive, up to 12 drafts" in table
+    assert "the same tokens" in table
+
+
 def test_a_comparison_is_in_the_last_object(loaded: Loaded, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("def f\n\nclass A\n")

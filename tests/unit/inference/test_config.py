@@ -51,6 +51,8 @@ DRAFTING = ["strategy=self_speculative", "exit_layer=2"]
         (['stop=["a", ""]'], "has an empty string, .* leave it out"),
         (["stop=a"], r"stop must be tuple\[str, ...\], got 'a'"),
         (["batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["strategy=adaptive", "exit_layer=2"], "exit_layer=2 would be ignored"),
+        ([*BATCH, "strategy=adaptive"], "strategy=adaptive decodes one prompt at a time"),
         ([*BATCH, "output=text"], "text cannot show: add output=json"),
         (["prompt=a", "output=json", "batch_size=4"], "batch_size=4 needs several prompts"),
         ([*BATCH, *DRAFTING, "compare=true"], "leave out batch_size=4"),

@@ -16,7 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from inference.adaptive import adaptive
 from inference.batch import BatchSettings, generate_batch
+from inference.controller import Controller
 from inference.generate import autoregressive
 from inference.generation import Decode, Generation, Settings
 from inference.sample import SamplingConfig
@@ -94,6 +96,17 @@ def _plain(model: Llama, settings: Settings) -> Decode:
     return lambda prompt: autoregressive(model, prompt, plan=full(2), settings=settings)
 
 
+def _adaptive(*settings: tuple[int, int, float]) -> Callable[[Llama, Settings], Decode]:
+    """Decide for it: these exits, draft lengths and stops in turn, with a look before each."""
+
+    def bind(model: Llama, how: Settings) -> Decode:
+        turns = itertools.cycle(settings)
+        controller = Controller(2, most=3, share=lambda _: (*next(turns), 1.0, True))
+        return lambda prompt: adaptive(model, prompt, controller=controller, settings=how)
+
+    return bind
+
+
 WARM = SamplingConfig(temperature=1.0)
 COOL = SamplingConfig(temperature=0.8, top_k=4)
 PROCESSORS = [RepetitionPenaltyLogitsProcessor(1.6), MinPLogitsWarper(0.2)]
@@ -112,11 +125,12 @@ PROCESSORS = [RepetitionPenaltyLogitsProcessor(1.6), MinPLogitsWarper(0.2)]
         (_speculative(2), Settings(sampling=WARM, processors=PROCESSORS), 3),
         (_speculative(2, without(2, attn=[0])), Settings(sampling=WARM), 4),
         (_speculative(2, PARTED), Settings(sampling=COOL, eos_ids=frozenset([4])), 4),
+        (_adaptive((1, 2, 0.0), (1, 0, 0.0), (1, 3, 0.4)), Settings(sampling=WARM), 4),
     ],
     ids=[
         "autoregressive", "one draft", "temperature", "top-k", "top-p", "ends of sequence",
         "autoregressive, processed", "processed", "a draft that shares nothing",
-        "a draft that shares a layer",
+        "a draft that shares a layer", "adaptive",
     ],
 )  # fmt: skip
 def test_the_first_tokens_have_their_exact_joint_distribution(

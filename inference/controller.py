@@ -1,0 +1,174 @@
+"""Chooses exit, draft length and confidence stop while decoding; plain steps where nothing pays.
+
+Letters: X exits, M most drafts, C confidence thresholds, L layers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import exp
+from time import perf_counter
+
+import numpy as np
+
+from inference.acceptance import MEMORY, THRESHOLDS, Acceptance, Array
+from inference.costs import Costs
+from inference.decoding_plan import Phases
+from inference.generation import Round
+from inference.laps import Part
+from inference.prediction import plain_rate, speculative_rates
+from models.plan import LayerPlan, full
+
+LOOK_SHARE = 0.02
+"""Of all time, the most that looking at exits that do not draft may take."""
+WORTH = 1.03
+"""Predicted gain over plain steps, or over the setting in force, from which on it is changed."""
+BELIEF = 24.0
+"""Tokens by which the prediction is believed before it is held against what really came out."""
+LOOK = 8
+"""Positions of one look."""
+RETHINK = 4
+"""Rounds after which the setting is thought over, news or not."""
+THINK_SHARE = 0.01
+"""Of all time, the most that thinking may take: it counts for tiny models only."""
+
+Share = Callable[[Sequence[float]], Sequence[float]]
+"""Makes one rank's numbers those of all ranks that decode together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a round drafts."""
+
+    exit_layer: int
+    num_drafts: int
+    """0 is a plain step, with hidden states taken at the exits on the way."""
+    confidence: float = 0.0
+
+
+def candidate_exits(depth: int) -> tuple[int, ...]:
+    """Return the exits worth watching, at most 8: all of a small model, spread over a deep one.
+
+    An exit beyond three quarters of the model saves too little to pay.
+    """
+    last = max(1, min(depth - 1, round(0.75 * depth)))
+    return tuple(sorted({round(e) for e in np.linspace(1, last, min(last, 8))}))
+
+
+def identical(numbers: Sequence[float]) -> Sequence[float]:
+    """Share among one."""
+    return numbers
+
+
+class Controller:
+    """What is known of a model on this machine and this text; better the longer it is used.
+
+    One for a model: it may outlive a generation. Whatever it decides, tokens are the full model's.
+    """
+
+    def __init__(self, depth: int, *, most: int, share: Share = identical) -> None:
+        """Watch a model of L = depth layers that drafts at most M tokens.
+
+        Raises:
+            ValueError: if the model has a single layer, so no exit.
+        """
+        if depth < 2:
+            raise ValueError("strategy=adaptive needs a model of at least 2 layers, this has 1")
+        self.most, self._depth, self._share = most, depth, share
+        self.exits = candidate_exits(depth)
+        self.setting = Setting(self.exits[-1], 0)
+        """Of the next round."""
+        self._phases = {e: _phases(e, self.exits, depth) for e in self.exits}
+        self._acceptance, self._costs = Acceptance(len(self.exits)), Costs(most + 1)
+        self._rate = 0.0  # predicted of the setting
+        self._came, self._predicted = 0.0, 0.0  # tokens of drafting rounds, decayed
+        self._total, self._looking, self._thinking = 0.0, 0.0, 0.0  # seconds
+        self._looks, self._rounds = 0, 0
+
+    @property
+    def phases(self) -> Phases:
+        """The plans of the next round: hidden states leave it at every watched exit."""
+        return self._phases[self.setting.exit_layer]
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """How often a first draft would be accepted, by exit."""
+        return dict(zip(self.exits, self._acceptance.rates(), strict=True))
+
+    def observe(self, laps: Iterable[tuple[Part, float]], round_: Round) -> None:
+        """Learn from a round: its times, and what became of its drafts."""
+        self._costs.add(laps)
+        self._rounds += 1
+        self._total += round_.seconds
+        tokens = len(round_.tokens)
+        self._acceptance.fade(tokens)
+        fading = exp(-tokens / MEMORY)
+        self._came, self._predicted = self._came * fading, self._predicted * fading
+        if round_.drafted:
+            exit_index = self.exits.index(self.setting.exit_layer)
+            self._acceptance.drafted(exit_index, round_.accepted, round_.drafted)
+            self._came += tokens
+            self._predicted += self._rate * round_.seconds
+
+    def looked(self, matches: Array, confidences: Array, seconds: float) -> None:
+        """Learn from a look at every exit, which took so long; see `inference.shadow`."""
+        self._acceptance.add(matches, confidences)
+        self._looking += seconds
+
+    def decide(self, num_seen: int) -> bool:
+        """Choose the setting of the next round; return whether to look at the exits before it.
+
+        Both only as often as their share of the time allows.
+
+        Args:
+            num_seen: positions that could be looked at.
+        """
+        setting = self.setting
+        if self._rounds % RETHINK == 0 and self._thinking < THINK_SHARE * self._total:
+            started = perf_counter()
+            setting = self._choose()
+            self._thinking += perf_counter() - started
+        may_look = not self._looks or self._looking < LOOK_SHARE * self._total
+        look = may_look and num_seen >= LOOK
+        mine = (setting.exit_layer, setting.num_drafts, setting.confidence, self._rate, look)
+        exit_layer, num_drafts, confidence, self._rate, look_ = self._share(mine)
+        self.setting = Setting(int(exit_layer), int(num_drafts), confidence)
+        self._looks += int(look_)
+        return bool(look_)
+
+    def _choose(self) -> Setting:
+        """Return the fastest setting, or the one in force if it is hardly slower."""
+        prices = self._costs.prices()
+        if prices is None:
+            return self.setting
+        plain, depth = plain_rate(prices, self._depth), self._depth
+        rates = speculative_rates(
+            self._acceptance.chances(), prices, self.exits, depth, self.most
+        )  # (M, X, C)
+        rates *= (self._came + BELIEF) / (self._predicted + BELIEF)
+        draft, exit_index, threshold = np.unravel_index(rates.argmax(), rates.shape)
+        best = Setting(self.exits[exit_index], int(draft) + 1, THRESHOLDS[threshold])
+        now = self.setting
+        if not now.num_drafts:
+            self._rate = plain
+        else:
+            index = (
+                now.num_drafts - 1,
+                self.exits.index(now.exit_layer),
+                THRESHOLDS.index(now.confidence),
+            )
+            self._rate = float(rates[index])
+            if self._rate < plain:
+                now, self._rate = Setting(now.exit_layer, 0), plain
+        if rates.max() > WORTH * self._rate:
+            now, self._rate = best, float(rates.max())
+        return now
+
+
+def _phases(exit_layer: int, exits: Sequence[int], depth: int) -> Phases:
+    below = [e for e in exits if e <= exit_layer]
+    above = [e for e in exits if e > exit_layer]
+    return Phases(
+        full(exit_layer, exits=below),
+        LayerPlan((), (exit_layer,)),
+        full(depth, start=exit_layer, exits=[*above, depth]),
+    )
