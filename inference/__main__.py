@@ -62,7 +62,7 @@ def _generate(model: str, overrides: list[str]) -> None:
 
 def _verify(model: str, overrides: list[str]) -> None:
     config = load(VerifyConfig, None, overrides)
-    read_prompts(config.decoding())
+    read_prompts(config.plain())
     verify(config, _load(model, config), sys.stdout)
 
 

@@ -41,10 +41,10 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
             _print_text(config, loaded, decode, prompt_ids, out, notes)
         if config.compare:
             measured = _compare(config, loaded, decode, prompts)
-            table = comparison_table(measured, _label(config), is_greedy=config.temperature == 0)
+            table = comparison_table(measured, label(config), is_greedy=config.temperature == 0)
             out.write("\n" + table)
         return
-    for index, generation in enumerate(_generations(config, loaded, decode, prompts)):
+    for index, generation in enumerate(decode_all(config, loaded, decode, prompts)):
         values = _json_values(config, loaded, prompts[index], generation)
         if config.compare and index == len(prompts) - 1:
             measured = _compare(config, loaded, decode, prompts)
@@ -55,10 +55,13 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
         out.flush()
 
 
-def _generations(
+def decode_all(
     config: GenerateConfig, loaded: Loaded, decode: Decode, prompts: list[list[int]]
 ) -> Iterator[Generation]:
-    """Return the prompts' generations in their order, one after another or in batches."""
+    """Return the prompts' generations in their order, one after another or in batches.
+
+    `decode` is what the config means for one prompt.
+    """
     if config.batch_size == 1:
         return (Generation(tuple(decode(prompt_ids))) for prompt_ids in prompts)
     drafting = config.strategy == "self_speculative"
@@ -147,7 +150,8 @@ def _compare(
     return compare(_oracle(config, loaded), decode, prompts)
 
 
-def _label(config: GenerateConfig) -> str:
+def label(config: GenerateConfig) -> str:
+    """Return in a few words what is decoded with."""
     parts = [f"{name} {' '.join(map(str, layers))}" for name, layers in config.skips.items()]
     if config.exit_layer is not None:
         parts = [f"exit {config.exit_layer}"]

@@ -8,9 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from inference.command import make_decode, read_prompts
+from inference.command import decode_all, label, make_decode, read_prompts
 from inference.divergence import Agreement, compare_tokens
-from inference.early_exit import check_exit
 from inference.generation import Decode, Generation
 from inference.load import Loaded
 from inference.report import table_lines
@@ -32,39 +31,44 @@ def verify(config: VerifyConfig, loaded: Loaded, out: TextIO) -> None:
         ValueError: if a prompt or setting does not fit the model; nothing has been decoded then.
         RuntimeError: if there is a fault; everything has been written then.
     """
-    prompts = [loaded.encode(text) for text in read_prompts(config.decoding())]
+    prompts = [loaded.encode(text) for text in read_prompts(config.plain())]
     for prompt_ids in prompts:
         check_prompt(loaded.config, prompt_ids, config.num_tokens)
-    exit_layer = config.exit_layer or loaded.config.num_hidden_layers // 2
-    check_exit(loaded.model, exit_layer)
-
-    def plain(seed: int) -> Decode:
-        return make_decode(config.decoding(seed=seed), loaded)
-
-    def drafting(seed: int) -> Decode:
-        return make_decode(config.decoding(exit_layer=exit_layer, seed=seed), loaded)
-
+    depth = loaded.config.num_hidden_layers
+    told = config.drafting(depth)
+    other = make_decode(told, loaded)  # what is wrong with it should not wait for a prompt
     if config.is_sampled:
         first = range(config.seed, config.seed + config.num_seeds)
-        tests = [sampled(prompt_ids, plain, drafting, first) for prompt_ids in prompts]
+        tests = [
+            sampled(
+                prompt_ids,
+                lambda seed: make_decode(config.plain(seed), loaded),
+                lambda seed: make_decode(config.drafting(depth, seed), loaded),
+                first,
+            )
+            for prompt_ids in prompts
+        ]
         rows, verdicts = sampled_rows(tests, config.num_seeds)
     else:
-        found = [greedy(loaded, prompt_ids, plain(0), drafting(0)) for prompt_ids in prompts]
+        expected = decode_all(config.plain(), loaded, make_decode(config.plain(), loaded), prompts)
+        found = [
+            compare_tokens(loaded.model, prompt_ids, plain.token_ids, drafted.token_ids)
+            for prompt_ids, plain, drafted in zip(
+                prompts, expected, decode_all(told, loaded, other, prompts), strict=True
+            )
+        ]
         rows, verdicts = greedy_rows(found), [each.verdict for each in found]
     origin = {
         "model": loaded.origin,
-        "exit_layer": exit_layer,
-        "num_speculations": config.speculations,
+        "strategy": config.strategy,
+        "exit_layer": told.exit_layer,
+        **told.skips,
+        "num_speculations": told.speculations,
+        "batch_size": config.batch_size,
         "dtype": config.dtype,
     }
-    _write(rows, verdicts, origin, config, loaded, out)
+    _write(rows, verdicts, origin, label(told), config, loaded, out)
     refuse_faults(verdicts)
-
-
-def greedy(loaded: Loaded, prompt_ids: Sequence[int], expected: Decode, found: Decode) -> Agreement:
-    """Decode a prompt in both ways and compare the tokens."""
-    both = (Generation(tuple(decode(prompt_ids))).token_ids for decode in (expected, found))
-    return compare_tokens(loaded.model, prompt_ids, *both)
 
 
 def sampled(prompt_ids: Sequence[int], expected: Seeded, found: Seeded, seeds: range) -> TwoSample:
@@ -134,6 +138,7 @@ def _write(
     rows: Sequence[dict[str, Any]],
     verdicts: Sequence[str],
     origin: dict[str, Any],
+    name: str,
     config: VerifyConfig,
     loaded: Loaded,
     out: TextIO,
@@ -141,14 +146,11 @@ def _write(
     if config.output == "json":
         out.writelines(json.dumps(row | origin) + "\n" for row in rows)
         return
-    names = [name.replace("_", " ") for name in rows[0]]
+    columns = [each.replace("_", " ") for each in rows[0]]
     cells = [[_cell(name, value, loaded) for name, value in row.items()] for row in rows]
-    out.writelines(line + "\n" for line in table_lines([names, *cells]))
+    out.writelines(line + "\n" for line in table_lines([columns, *cells]))
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys([*verdicts, "fault"]))
-    out.write(
-        f"prompts: {len(rows)}, exit {origin['exit_layer']}, {config.speculations} drafts, "
-        f"{config.dtype}: {counts}\n"
-    )
+    out.write(f"prompts: {len(rows)}, {name}, {config.dtype}: {counts}\n")
 
 
 def _cell(name: str, value: Any, loaded: Loaded) -> str:

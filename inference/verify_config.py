@@ -1,9 +1,9 @@
 """What `python -m inference verify` is told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from inference.config import DEFAULT_SPECULATIONS, GenerateConfig
+from inference.config import GenerateConfig
 
 DEFAULT_TOKENS = 64
 DEFAULT_SAMPLED_TOKENS = 4
@@ -17,10 +17,21 @@ class VerifyConfig:
 
     prompts: str
     """A file of prompts, one a line, or .jsonl with a key prompt."""
+    strategy: Literal["self_speculative", "adaptive"] = "self_speculative"
+    """What is held against it; as for generate."""
     exit_layer: int | None = None
-    """1..L-1: how many layers draft; half of them unless set."""
+    """1..L-1: how many layers draft; half of them unless set, or skips are."""
+    skip_attn: tuple[int, ...] = ()
+    """Instead of exit_layer: layers, from 0, whose attention drafts leave out."""
+    skip_ffn: tuple[int, ...] = ()
+    """As skip_attn: layers whose feed-forward branch drafts leave out."""
+    skip_layers: tuple[int, ...] = ()
+    """As skip_attn: layers that drafts leave out."""
     num_speculations: int | None = None
-    """Tokens drafted before each verification; 6 unless set."""
+    """Tokens drafted before each verification, 6 unless set; with adaptive the most, 12 unless
+    set."""
+    batch_size: int = 1
+    """Most prompts drafted and verified at once; autoregressive decoding takes them one by one."""
     draft_confidence: float = 0.0
     """End a round's drafting with the first token that the exit finds less likely than this; 0
     always drafts num_speculations."""
@@ -64,7 +75,12 @@ class VerifyConfig:
                 f"seeds must be at least {FEWEST_SEEDS} for a test that can find anything, got "
                 f"{self.seeds}"
             )
-        _ = self.decoding(exit_layer=self.exit_layer or 1)  # checks the rest
+        if self.is_sampled and self.batch_size != 1:
+            raise ValueError(
+                f"batch_size={self.batch_size} would be ignored with temperature={self.temperature}"
+                ": every prompt is drawn many times alone; leave one of them out"
+            )
+        _ = self.drafting(2)  # checks the rest
 
     @property
     def is_sampled(self) -> bool:
@@ -82,24 +98,33 @@ class VerifyConfig:
         default = DEFAULT_SAMPLED_TOKENS if self.is_sampled else DEFAULT_TOKENS
         return default if self.max_new_tokens is None else self.max_new_tokens
 
-    @property
-    def speculations(self) -> int:
-        """The draft length, the default resolved."""
-        return self.num_speculations or DEFAULT_SPECULATIONS
-
-    def decoding(self, *, exit_layer: int | None = None, seed: int = 0) -> GenerateConfig:
-        """Return what `generate` would be told: self-speculative, or without an exit plain."""
-        drafting = exit_layer is not None
+    def plain(self, seed: int = 0) -> GenerateConfig:
+        """Return what `generate` would be told for what is expected."""
         return GenerateConfig(
             prompts=self.prompts,
-            strategy="self_speculative" if drafting else "autoregressive",
-            exit_layer=exit_layer,
-            num_speculations=self.speculations if drafting else None,
-            draft_confidence=self.draft_confidence if drafting else 0.0,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             max_new_tokens=self.num_tokens,
             seed=seed,
             stop_at_eos=self.stop_at_eos,
+        )
+
+    def drafting(self, num_layers: int, seed: int = 0) -> GenerateConfig:
+        """Return what `generate` would be told for what is found, by a model of so many layers."""
+        has_choice = self.skip_attn or self.skip_ffn or self.skip_layers
+        exit_layer = self.exit_layer
+        if exit_layer is None and self.strategy == "self_speculative" and not has_choice:
+            exit_layer = max(1, num_layers // 2)
+        return replace(
+            self.plain(seed),
+            strategy=self.strategy,
+            exit_layer=exit_layer,
+            skip_attn=self.skip_attn,
+            skip_ffn=self.skip_ffn,
+            skip_layers=self.skip_layers,
+            num_speculations=self.num_speculations,
+            draft_confidence=self.draft_confidence,
+            batch_size=self.batch_size,
+            output="json",
         )

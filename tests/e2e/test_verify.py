@@ -35,7 +35,9 @@ def test_a_trained_run_is_certified(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("prompts: 2, exit 2, 6 drafts, float32: 2 equal, 0 fault\n")
+    assert done.stdout.endswith(
+        "prompts: 2, self_speculative, exit 2, 6 drafts, float32: 2 equal, 0 fault\n"
+    )
 
 
 def test_sampling_from_a_trained_run_is_certified(

@@ -64,7 +64,21 @@ def test_equal_tokens_are_certified_one_object_a_prompt(loaded: Loaded, prompts:
 
 def test_the_exit_is_half_of_the_layers_unless_set(loaded: Loaded, prompts: str) -> None:
     *_, last = _verify(loaded, prompts, io.StringIO(), num_speculations=3).splitlines()
-    assert last == "prompts: 2, exit 2, 3 drafts, float32: 2 equal, 0 fault"
+    assert last == "prompts: 2, self_speculative, exit 2, 3 drafts, float32: 2 equal, 0 fault"
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ({"strategy": "adaptive"}, "adaptive, up to 12 drafts"),
+        ({"skip_attn": (1,), "skip_layers": (2,)}, "skip_attn 1, skip_layers 2, 6 drafts"),
+        ({"exit_layer": 1, "batch_size": 2}, "exit 1, 6 drafts"),
+    ],
+)
+def test_every_lossless_way_can_be_certified(
+    loaded: Loaded, prompts: str, how: dict[str, Any], name: str
+) -> None:
+    assert f"{name}, float32: 2 equal, 0 fault\n" in _verify(loaded, prompts, io.StringIO(), **how)
 
 
 def test_a_fault_is_shown_in_the_table_and_then_refused(loaded: Loaded, prompts: str) -> None:
@@ -205,6 +219,8 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(
         (["prompts=p.txt", "draft_confidence=1"], r"draft_confidence must be in \[0, 1\)"),
         (["prompts=p.txt", "dtype=int8"], "dtype"),
         (["prompts=p.txt", "strategy=early_exit"], "strategy"),
+        (["prompts=p.txt", "batch_size=4", "temperature=1"], "batch_size=4 would be ignored"),
+        (["prompts=p.txt", "exit_layer=2", "skip_ffn=[1]"], "and not both"),
         ([], "prompts"),
     ],
 )
@@ -216,6 +232,6 @@ def test_settings_that_make_no_sense_are_one_line(overrides: list[str], message:
 
 def test_defaults_fit_what_is_compared() -> None:
     greedy = load_config(VerifyConfig, None, ["prompts=p.txt"])
-    assert (greedy.num_tokens, greedy.speculations, greedy.is_sampled) == (64, 6, False)
+    assert (greedy.num_tokens, greedy.drafting(4).speculations, greedy.is_sampled) == (64, 6, False)
     drawn = load_config(VerifyConfig, None, ["prompts=p.txt", "temperature=0.8"])
     assert (drawn.num_tokens, drawn.num_seeds, drawn.is_sampled) == (4, 200, True)
