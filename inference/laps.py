@@ -29,8 +29,10 @@ class Laps:
     def read(self) -> list[tuple[Part, float]]:
         """Return the seconds of one visit for each lap, oldest first, and start anew.
 
-        The device must be done: the host has seen a number that it computed last.
+        The host waits for the device, which has nothing left to do if a number of its was read.
         """
+        if isinstance(last := self._marks[-1], torch.Event):
+            last.synchronize()
         seconds = map(_between, self._marks, self._marks[1:])
         read = [(part, s / visits) for (part, visits), s in zip(self._parts, seconds, strict=True)]
         self._marks, self._parts = [self._now()], []
