@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from tqdm import tqdm
+
 from inference.command import decode_all, label, make_decode, read_prompts
 from inference.divergence import Agreement, compare_tokens
 from inference.generation import Decode, Generation
@@ -46,15 +48,16 @@ def verify(config: VerifyConfig, loaded: Loaded, out: TextIO) -> None:
                 lambda seed: make_decode(config.drafting(depth, seed), loaded),
                 first,
             )
-            for prompt_ids in prompts
+            for prompt_ids in tqdm(prompts, unit="prompt", disable=None)
         ]
         rows, verdicts = sampled_rows(tests, config.num_seeds)
     else:
         expected = decode_all(config.plain(), loaded, make_decode(config.plain(), loaded), prompts)
+        pairs = zip(prompts, expected, decode_all(told, loaded, other, prompts), strict=True)
         found = [
             compare_tokens(loaded.model, prompt_ids, plain.token_ids, drafted.token_ids)
-            for prompt_ids, plain, drafted in zip(
-                prompts, expected, decode_all(told, loaded, other, prompts), strict=True
+            for prompt_ids, plain, drafted in tqdm(
+                pairs, total=len(prompts), unit="prompt", disable=None
             )
         ]
         rows, verdicts = greedy_rows(found), [each.verdict for each in found]
