@@ -12,8 +12,11 @@ from inference.export import ExportConfig, export
 from inference.load import Loaded
 from inference.load import load as load_model
 from inference.perplexity import PerplexityConfig, perplexity, read_texts
+from inference.ranks import Ranks
 from inference.verify import verify
 from inference.verify_config import VerifyConfig
+from parallel.together import check_equal
+from parallel.world import World, joined, on_first
 
 USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE] [key=value ...]
        python -m inference verify MODEL prompts=FILE [key=value ...]
@@ -23,7 +26,8 @@ USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE]
 generate continues a text; verify checks that self-speculation changes no output; perplexity scores
 a text at every exit; export writes a folder that transformers loads. MODEL is the folder of a
 training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. config=FILE is YAML
-such as configs/generate/self_speculative.yaml; a key on the command line overrides it.
+such as configs/generate/self_speculative.yaml; a key on the command line overrides it. On several
+ranks put `torchrun --standalone --nproc-per-node N` in place of `python`; export works on one.
 """
 
 
@@ -56,14 +60,20 @@ def main(arguments: list[str]) -> None:
 
 def _generate(model: str, overrides: list[str]) -> None:
     config = parse_generate(overrides)
-    read_prompts(config)  # what is wrong with them should not wait for the model
-    generate(config, _load(model, config), sys.stdout, sys.stderr)
+    prompts = read_prompts(config)  # what is wrong with them should not wait for the model
+    with joined(config.device) as world:
+        _check_ranks(world, config, prompts)
+        loaded = _load(model, config, world)
+        out, notes = (on_first(world, stream) for stream in (sys.stdout, sys.stderr))
+        generate(config, loaded, out, notes, world)
 
 
 def _verify(model: str, overrides: list[str]) -> None:
     config = load(VerifyConfig, None, overrides)
-    read_prompts(config.plain())
-    verify(config, _load(model, config), sys.stdout)
+    prompts = read_prompts(config.plain())
+    with joined(config.device) as world:
+        _check_ranks(world, config, prompts)
+        verify(config, _load(model, config, world), on_first(world, sys.stdout))
 
 
 def parse_generate(overrides: list[str]) -> GenerateConfig:
@@ -82,18 +92,52 @@ def parse_generate(overrides: list[str]) -> GenerateConfig:
 def _export(model: str, rest: list[str]) -> None:
     if not rest or "=" in rest[0]:
         raise ValueError("no FOLDER: name a new folder after the model")
-    folder = export(model, rest[0], load(ExportConfig, None, rest[1:]))
+    config = load(ExportConfig, None, rest[1:])
+    with joined("cpu") as world:
+        if not _is_alone(world):
+            raise ValueError("export writes one folder by one process: start it without torchrun")
+        folder = export(model, rest[0], config)
     sys.stdout.write(f"exported {model} to {folder}\n")
 
 
 def _perplexity(model: str, overrides: list[str]) -> None:
     config = load(PerplexityConfig, None, overrides)
-    read_texts(config.texts)
-    perplexity(config, _load(model, config), sys.stdout)
+    texts = read_texts(config.texts)
+    with joined(config.device) as world:
+        _check_ranks(world, config, texts)
+        perplexity(config, _load(model, config, world), on_first(world, sys.stdout))
 
 
-def _load(model: str, config: GenerateConfig | VerifyConfig | PerplexityConfig) -> Loaded:
-    return load_model(model, dtype=getattr(torch, config.dtype), device=_device(config.device))
+def _check_ranks(world: World | None, config: object, texts: list[str]) -> None:
+    """Refuse what ranks cannot do together, before any compute.
+
+    Raises:
+        ValueError: if there are no ranks to share the prompts.
+        RuntimeError: if the ranks were told different things.
+    """
+    if isinstance(config, GenerateConfig) and config.ranks == "data" and _is_alone(world):
+        raise ValueError(
+            "ranks=data shares prompts among ranks, and there is one process: start it by torchrun "
+            "--nproc-per-node N, or leave it out"
+        )
+    if world is not None:
+        check_equal((config, texts), "settings or texts")
+
+
+def _is_alone(world: World | None) -> bool:
+    return world is None or world.size == 1
+
+
+def _load(
+    model: str, config: GenerateConfig | VerifyConfig | PerplexityConfig, world: World | None
+) -> Loaded:
+    ranks = None
+    if world is not None and world.size > 1:
+        ranks = Ranks(world)
+        if isinstance(config, GenerateConfig):
+            ranks = Ranks(world, config.ranks, config.reshard_after_forward)
+    device = _device(config.device) if world is None else world.device
+    return load_model(model, dtype=getattr(torch, config.dtype), device=device, ranks=ranks)
 
 
 def _device(wanted: str) -> torch.device:

@@ -18,11 +18,12 @@ from inference.batch_round import BatchWork, Row, play_round, read_prompt
 from inference.early_exit import check_exit
 from inference.ending import Ending
 from inference.generation import Generation, Round, Settings
+from inference.pace import Alone, Pace, Plans
 from inference.process import make_processing
 from inference.row_cache import RowCache
 from inference.workspace import check_prompt
 from models.llama import Llama
-from models.plan import LayerPlan, full
+from models.plan import full
 from models.rope import rotary_angles
 
 
@@ -64,6 +65,7 @@ def decode_batch(
     batch: BatchSettings,
     settings: Settings,
     seeds: Sequence[int] | None = None,
+    pace: Pace | None = None,
 ) -> Iterator[tuple[int, Round]]:
     """Yield the rounds of all prompts as they happen, each with the index of its prompt.
 
@@ -79,12 +81,14 @@ def decode_batch(
         batch: how many at once, and by which layers.
         settings: for every prompt.
         seeds: one for each prompt; `settings.seed` for all of them unless given.
+        pace: keeps ranks in step that have other prompts, and share the weights; nobody else unless
+            given.
 
     Raises:
         ValueError: if the exit is not in 1..L-1, a prompt does not fit, or there are not as many
             seeds as prompts.
     """
-    rounds = _checked(model, prompts, batch, settings, seeds)
+    rounds = _checked(model, prompts, batch, settings, seeds, pace)
     return ((index, round_) for index, round_, _ in rounds)
 
 
@@ -95,12 +99,13 @@ def generate_batch(
     batch: BatchSettings,
     settings: Settings,
     seeds: Sequence[int] | None = None,
+    pace: Pace | None = None,
 ) -> Iterator[Generation]:
     """Return the generations in the order of the prompts, each as soon as it can be told.
 
     Arguments and errors are those of `decode_batch`.
     """
-    return _in_order(_checked(model, prompts, batch, settings, seeds))
+    return _in_order(_checked(model, prompts, batch, settings, seeds, pace))
 
 
 def _in_order(events: Iterator[tuple[int, Round, bool]]) -> Iterator[Generation]:
@@ -120,6 +125,7 @@ def _checked(
     batch: BatchSettings,
     settings: Settings,
     seeds: Sequence[int] | None,
+    pace: Pace | None,
 ) -> Iterator[tuple[int, Round, bool]]:
     """Refuse what cannot be done before anything is; then see `_play`."""
     plans = _plans(model, batch)
@@ -129,10 +135,10 @@ def _checked(
         seeds = [settings.seed] * len(prompts)
     if len(seeds) != len(prompts):
         raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one each")
-    return _play(model, prompts, plans, batch, settings, seeds)
+    return _play(model, prompts, plans, batch, settings, seeds, pace or Alone(model))
 
 
-def _plans(model: Llama, batch: BatchSettings) -> tuple[LayerPlan, LayerPlan | None]:
+def _plans(model: Llama, batch: BatchSettings) -> Plans:
     """Return what runs a token at a time, and what verifies."""
     depth, exit_layer = model.config.num_hidden_layers, batch.exit_layer
     if exit_layer is None:
@@ -145,21 +151,32 @@ def _plans(model: Llama, batch: BatchSettings) -> tuple[LayerPlan, LayerPlan | N
 def _play(
     model: Llama,
     prompts: Sequence[Sequence[int]],
-    plans: tuple[LayerPlan, LayerPlan | None],
+    plans: Plans,
     batch: BatchSettings,
     settings: Settings,
     seeds: Sequence[int],
+    pace: Pace,
 ) -> Iterator[tuple[int, Round, bool]]:
     """Yield index, round, and whether it is the prompt's last."""
     waiting, rows = deque(range(len(prompts))), list[Row]()
-    work = _prepare(model, prompts, plans, batch, settings) if prompts else None
-    while work is not None and (waiting or rows):
-        while waiting and len(rows) < batch.rows:
-            index = waiting.popleft()
-            rows.append(_admit(work, index, prompts[index], seeds[index], place=len(rows)))
-        for row, (tokens, drafted) in zip(rows, play_round(work, rows), strict=True):
-            yield row.index, row.take(tokens, drafted), not row.left
-        _leave(work.cache, rows)
+    work = _prepare(model, prompts, plans, batch, settings, pace) if prompts else None
+    while True:
+        coming = [waiting.popleft() for _ in range(min(len(waiting), batch.rows - len(rows)))]
+        lefts = [*(row.left for row in rows), *(settings.max_new_tokens for _ in coming)]
+        reads = sum(len(prompts[index]) > 1 for index in coming)
+        steps = max((min(batch.num_speculations, left - 1) + 1 for left in lefts), default=0)
+        if not pace.begin(plans, reads=reads, steps=steps):
+            return
+        events = list[tuple[int, Round, bool]]()
+        with pace.whole_round():
+            if work is not None and steps:
+                for index in coming:
+                    rows.append(_admit(work, index, prompts[index], seeds[index], len(rows)))
+                pace.next_phase()
+                for row, (tokens, drafted) in zip(rows, play_round(work, rows), strict=True):
+                    events.append((row.index, row.take(tokens, drafted), not row.left))
+                _leave(work.cache, rows)
+        yield from events
         now = perf_counter()
         for row in rows:
             row.since = now
@@ -168,9 +185,10 @@ def _play(
 def _prepare(
     model: Llama,
     prompts: Sequence[Sequence[int]],
-    plans: tuple[LayerPlan, LayerPlan | None],
+    plans: Plans,
     batch: BatchSettings,
     settings: Settings,
+    pace: Pace,
 ) -> BatchWork:
     """Return buffers for the longest prompt and, beyond it, drafts that only fill a batch."""
     weight = model.model.embed_tokens.weight
@@ -187,9 +205,8 @@ def _prepare(
         device=device,
     )
     first, rest = plans
-    return BatchWork(
-        model, settings, first, rest, batch.num_speculations, cache, cos.to(dtype), sin.to(dtype)
-    )
+    num_speculations, cos, sin = batch.num_speculations, cos.to(dtype), sin.to(dtype)
+    return BatchWork(model, settings, first, rest, num_speculations, cache, cos, sin, pace)
 
 
 def _admit(work: BatchWork, index: int, prompt_ids: Sequence[int], seed: int, place: int) -> Row:

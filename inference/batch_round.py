@@ -14,11 +14,13 @@ from torch import Tensor
 from inference.batch_accept import accept_rows, choose_rows
 from inference.ending import Ending, end_round
 from inference.generation import Round, Settings
+from inference.pace import Pace
 from inference.process import Processing
 from inference.row_cache import RowCache, row_tokens
 from inference.sample import in_precision
 from models.llama import Llama
 from models.plan import LayerPlan
+from parallel.share import share
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class BatchWork:
     """(1, T, E), in the model's dtype."""
     sin: Tensor
     """As cos."""
+    pace: Pace
+    """Runs every pass."""
 
     def run(self, plan: LayerPlan, x: Tensor, start: Tensor, width: int, place: int = 0) -> Tensor:
         """Run a plan on consecutive positions of R rows.
@@ -81,8 +85,7 @@ class BatchWork:
         steps = torch.arange(x.shape[1], device=x.device)
         writer = self.cache.writer(start[:, None] + steps, first=place, width=width)
         tokens = row_tokens(self.cos, self.sin, writer)
-        h: Tensor = self.model(x, tokens, plan)[plan.exits[-1]]
-        return h
+        return self.pace.run(x, tokens, plan)
 
 
 def read_prompt(work: BatchWork, ids: Tensor, place: int) -> None:
@@ -103,6 +106,7 @@ def play_round(work: BatchWork, rows: Sequence[Row]) -> list[tuple[list[int], li
     state = [[row.start, row.last, count] for row, count in zip(rows, counts, strict=True)]
     start, last, limits = torch.tensor(state, device=work.cos.device).unbind(1)  # (R,)
     h, drafts, draft_p = _draft(work, rows, counts, start, last, uniform)  # (R, d + 1, D)
+    work.pace.next_phase()
     num_drafts = drafts.shape[1]
     if work.rest is not None:
         h = work.run(work.rest, h, start, _width(rows) + num_drafts)
@@ -115,7 +119,7 @@ def play_round(work: BatchWork, rows: Sequence[Row]) -> list[tuple[list[int], li
         work.settings.sampling,
         None if uniform is None else uniform[:, num_drafts:],
     )
-    numbers = torch.cat((kept[:, None], after[:, None], drafts), dim=1).tolist()
+    numbers = share(work.model, torch.cat((kept[:, None], after[:, None], drafts), dim=1)).tolist()
     return [
         ([*drafted[:kept], last], drafted[:count])
         for count, (kept, last, *drafted) in zip(counts, numbers, strict=True)

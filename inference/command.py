@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,28 @@ from inference.early_exit import check_exit, early_exit
 from inference.generate import autoregressive
 from inference.generation import Decode, Generation, Settings
 from inference.load import Loaded
+from inference.ranks import generate_dealt
 from inference.report import comparison_figures, comparison_table, figures, one_line
 from inference.self_speculative import self_speculative
 from inference.stop import StopStrings
 from inference.stream import TextStream, show, text_of
 from inference.workspace import check_prompt
 from models.plan import full
+from parallel.share import share_numbers
+from parallel.together import together
+from parallel.world import World
 
 
-def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO) -> None:
+def generate(
+    config: GenerateConfig,
+    loaded: Loaded,
+    out: TextIO,
+    notes: TextIO,
+    world: World | None = None,
+) -> None:
     """Continue every prompt; text or JSON goes to `out`, figures beside text to `notes`.
+
+    With ranks=data the prompts are dealt over the ranks of `world`, and rank 0 writes them all.
 
     Raises:
         ValueError: if a prompt or setting does not fit the model.
@@ -36,6 +48,13 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
     for prompt_ids in prompts:
         check_prompt(loaded.config, prompt_ids, config.max_new_tokens)
     decode = make_decode(config, loaded)
+    if config.ranks == "data":
+        assert world is not None, "ranks=data is refused without ranks"
+        batch, settings = _batch(config), _settings(config, loaded)
+        dealt = generate_dealt(loaded.model, prompts, batch=batch, settings=settings, world=world)
+        write = partial(_write_json, config, loaded, prompts, dealt, out)
+        together(write, "writing the results")
+        return
     if config.output == "text":
         for prompt_ids in prompts:
             _print_text(config, loaded, decode, prompt_ids, out, notes)
@@ -44,12 +63,25 @@ def generate(config: GenerateConfig, loaded: Loaded, out: TextIO, notes: TextIO)
             table = comparison_table(measured, label(config), is_greedy=config.temperature == 0)
             out.write("\n" + table)
         return
-    for index, generation in enumerate(decode_all(config, loaded, decode, prompts)):
+    done = decode_all(config, loaded, decode, prompts)
+    measure = partial(_compare, config, loaded, decode, prompts) if config.compare else None
+    _write_json(config, loaded, prompts, done, out, measure)
+
+
+def _write_json(
+    config: GenerateConfig,
+    loaded: Loaded,
+    prompts: list[list[int]],
+    generations: Iterable[Generation],
+    out: TextIO,
+    measure: Callable[[], Comparison] | None = None,
+) -> None:
+    """Write an object a line for each generation; what is measured at the end goes to the last."""
+    for index, generation in enumerate(generations):
         values = _json_values(config, loaded, prompts[index], generation)
-        if config.compare and index == len(prompts) - 1:
-            measured = _compare(config, loaded, decode, prompts)
+        if measure is not None and index == len(prompts) - 1:
             values["comparison"] = comparison_figures(
-                measured, config.strategy, is_greedy=config.temperature == 0
+                measure(), config.strategy, is_greedy=config.temperature == 0
             )
         out.write(json.dumps(values) + "\n")
         out.flush()
@@ -64,14 +96,18 @@ def decode_all(
     """
     if config.batch_size == 1:
         return (Generation(tuple(decode(prompt_ids))) for prompt_ids in prompts)
+    settings = _settings(config, loaded)
+    return generate_batch(loaded.model, prompts, batch=_batch(config), settings=settings)
+
+
+def _batch(config: GenerateConfig) -> BatchSettings:
     drafting = config.strategy == "self_speculative"
-    batch = BatchSettings(
+    return BatchSettings(
         rows=config.batch_size,
         exit_layer=config.exit_layer,
         num_speculations=config.speculations if drafting else 0,
         is_verified=config.strategy != "early_exit",
     )
-    return generate_batch(loaded.model, prompts, batch=batch, settings=_settings(config, loaded))
 
 
 def _settings(config: GenerateConfig, loaded: Loaded) -> Settings:
@@ -120,7 +156,8 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
         return _oracle(config, loaded)
     model, settings = loaded.model, _settings(config, loaded)
     if config.strategy == "adaptive":
-        controller = Controller(loaded.config.num_hidden_layers, most=config.speculations)
+        depth, share = loaded.config.num_hidden_layers, partial(share_numbers, model)
+        controller = Controller(depth, most=config.speculations, share=share)
         return partial(adaptive, model, controller=controller, settings=settings)
     if config.exit_layer is not None:
         check_exit(model, config.exit_layer)

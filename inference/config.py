@@ -77,6 +77,13 @@ class GenerateConfig:
 
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch finds, and the CPU without one."""
+    ranks: Literal["tensor", "data"] = "tensor"
+    """How the ranks of torchrun work together. tensor: each holds a part of every layer, and they
+    decode one prompt or batch together. data: the weights are sharded, and each rank decodes other
+    prompts of a file, batch_size at once; needs output=json."""
+    reshard_after_forward: bool = True
+    """Only with ranks=data: free a layer's gathered weights once it has run; false gathers each
+    layer once and then holds the whole model on every rank."""
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompts is not None:
@@ -114,35 +121,35 @@ class GenerateConfig:
     def _check_batch(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.batch_size == 1:
+        if self.ranks == "tensor" and not self.reshard_after_forward:
+            raise ValueError(
+                "reshard_after_forward=false would be ignored with ranks=tensor: leave it out, or "
+                "set ranks=data"
+            )
+        several = "ranks=data" if self.ranks == "data" else f"batch_size={self.batch_size}"
+        if several == "batch_size=1":
             return
         if self.prompts is None:
-            raise ValueError(
-                f"batch_size={self.batch_size} needs several prompts: name a file, prompts=FILE"
-            )
+            raise ValueError(f"{several} needs several prompts: name a file, prompts=FILE")
         if self.output == "text":
             raise ValueError(
-                f"batch_size={self.batch_size} continues prompts at once, which text cannot show: "
-                "add output=json"
+                f"{several} continues prompts at once, which text cannot show: add output=json"
             )
         if self.strategy == "adaptive":
             raise ValueError(
                 "strategy=adaptive decodes one prompt at a time: choose strategy=self_speculative, "
-                f"or leave out batch_size={self.batch_size}"
+                f"or leave out {several}"
             )
         if self.compare:
-            raise ValueError(
-                f"compare=true decodes one prompt at a time: leave out batch_size={self.batch_size}"
-            )
+            raise ValueError(f"compare=true decodes one prompt at a time: leave out {several}")
         for name, layers in self.skips.items():
             raise ValueError(
-                f"{name}={layers} drafts for one prompt at a time: leave it out, or "
-                f"batch_size={self.batch_size}"
+                f"{name}={layers} drafts for one prompt at a time: leave it out, or {several}"
             )
         if self.draft_confidence:
             raise ValueError(
-                f"draft_confidence={self.draft_confidence} would be ignored with "
-                f"batch_size={self.batch_size}: rows draft in step; leave it out"
+                f"draft_confidence={self.draft_confidence} would be ignored with {several}: rows "
+                "draft in step; leave it out"
             )
 
     def _check_unused(self) -> None:

@@ -15,6 +15,7 @@ from inference.sample import choose
 from inference.workspace import prepare
 from models.llama import Llama
 from models.plan import LayerPlan
+from parallel.share import share
 
 
 @torch.inference_mode()
@@ -40,7 +41,7 @@ def autoregressive(
         h = model(ids, work.tokens(position, ids.shape[1]), plan)[exit_layer]  # (1, S, D)
         position += ids.shape[1]
         logits = work.change(model.unembed(h[:, -1]), position)  # (1, V)
-        token, _p = choose(logits, settings.sampling, work.generator)  # (1,)
+        token = share(model, choose(logits, settings.sampling, work.generator)[0])  # (1,)
         ids, number = token[None], int(token)  # the host waits for the device here
         yield Round(ending.add([number]), seconds=perf_counter() - started)
         if ending.is_over:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from inference.ranks import Ranks, load_on_ranks
 from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
 from models.llama import Llama
@@ -59,24 +60,30 @@ class Loaded:
         return self.tokenizer.decode(ids)
 
 
-def load(source: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> Loaded:
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    ranks: Ranks | None = None,
+) -> Loaded:
     """Return the model of a training run (its latest checkpoint), one checkpoint, folder or hub id.
 
-    Shards written by any number of ranks are read straight into the model.
+    Shards written by any number of ranks are read straight into the model; with `ranks`, into
+    this rank's part of it.
 
     Raises:
-        ValueError: if the source holds no model, or the tokenizer is another model's.
+        ValueError: if the source holds no model, the tokenizer is another model's, or the ranks
+            cannot share the model.
         RuntimeError: if a checkpoint is missing or damaged, or the hub is out of reach.
     """
     checkpoint = find_checkpoint(Path(source))
     if checkpoint is None:
-        model, tokenizer = (
-            load_pretrained(source, dtype=dtype, device=device),
-            load_tokenizer(source),
-        )
+        model, tokenizer = _pretrained(source, dtype, device, ranks), load_tokenizer(source)
         prefix, eos_ids = _prefix(tokenizer), _eos_ids(Path(source))
     else:
-        model, tokenizer = _read(checkpoint, dtype, device), load_tokenizer(checkpoint / TOKENIZER)
+        model = _read(checkpoint, dtype, device, ranks)
+        tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         prefix, eos_ids = (), frozenset[int]()
     origin = str(checkpoint or source)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -89,9 +96,23 @@ def load(source: str | Path, *, dtype: torch.dtype, device: torch.device | str) 
     )
 
 
-def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device | str) -> Llama:
+def _pretrained(
+    source: str | Path, dtype: torch.dtype, device: torch.device | str, ranks: Ranks | None
+) -> Llama:
+    if ranks is None:
+        return load_pretrained(source, dtype=dtype, device=device)
+    config = read_config(source)
+    return load_on_ranks(config, source, is_checkpoint=False, dtype=dtype, ranks=ranks)
+
+
+def _read(
+    checkpoint: Path, dtype: torch.dtype, device: torch.device | str, ranks: Ranks | None
+) -> Llama:
+    config = read_config(checkpoint / MODEL)
+    if ranks is not None:
+        return load_on_ranks(config, checkpoint, is_checkpoint=True, dtype=dtype, ranks=ranks)
     with torch.device("meta"):
-        model = Llama(read_config(checkpoint / MODEL)).to(dtype)
+        model = Llama(config).to(dtype)
     model.to_empty(device=device)
     read_model(checkpoint, model)
     return model

@@ -14,6 +14,7 @@ from inference.decoding_plan import Phases
 from inference.sample import SamplingConfig, accept, choose
 from inference.workspace import Workspace
 from models.llama import Llama
+from parallel.share import share, share_numbers
 
 Lap = Callable[[str, int, int], None]
 """Told what ran since the last call, on how many positions, how many times; see `Laps.lap`."""
@@ -63,10 +64,20 @@ def speculate(
     logits = model.unembed(states[depth][0, -len(drafts) - 1 :])  # (d + 1, V)
     logits = work.change(logits, start + count)
     tokens, drafted, last = accept(logits, drafts, draft_p, sampling, work.generator)
+    tokens, drafted, last = _agreed(model, tokens, drafted, last)
     if lap:
         lap(ACCEPT, len(drafts) + 1 if ids.shape[1] == 1 else count, 1)
     work.cache.crop(start + ids.shape[1] + len(tokens) - 1)
     return Outcome(tokens, drafted, last, states)
+
+
+def _agreed(
+    model: Llama, tokens: list[int], drafted: list[int], last: Tensor
+) -> tuple[list[int], list[int], Tensor]:
+    """Return what rank 0 has accepted, if ranks share the model; `last` (1,) is on the device."""
+    numbers = [len(tokens) - 1, tokens[-1], *drafted]
+    kept, final, *drafted = share_numbers(model, numbers)
+    return [*drafted[:kept], final], drafted, share(model, last)
 
 
 def _draft(
@@ -109,8 +120,9 @@ def _draft(
         logits = work.change(model.unembed(h[:, -1]), start)  # (1, V)
         token, p = choose(logits, sampling, work.generator)  # (1,)
         drafts.append(token)
-        if confidence and float(logits.softmax(-1)[0, token]) < confidence:
-            num_drafts = len(drafts)
+        if confidence:
+            (found,) = share_numbers(model, [float(logits.softmax(-1)[0, token])])
+            num_drafts = len(drafts) if found < confidence else num_drafts
         if p is not None:
             draft_p.append(p)
         ids = token[None]  # (1, 1)

@@ -22,6 +22,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     """Returns it, of `shape`, in the dtype it was stored in, on the CPU."""
+    read_part: Callable[[tuple[slice, ...]], Tensor] | None = None
+    """As read, only what the slices name; None where a part costs what the whole does."""
+
+    def part(self, slices: tuple[slice, ...]) -> Tensor:
+        """Return what the slices cut from the tensor (any shape); a file gives only that much."""
+        return self.read()[slices] if self.read_part is None else self.read_part(slices)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -64,7 +70,8 @@ def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is not a dict
                 shape = tuple(opened.get_slice(name).get_shape())
-                yield name, StoredTensor(shape, partial(_read, file, name))
+                parts = partial(_read_part, file, name)
+                yield name, StoredTensor(shape, partial(_read, file, name), parts)
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read ({error}): copy or download it again") from None
 
@@ -72,6 +79,12 @@ def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
 def _read(file: Path, name: str) -> Tensor:
     with safe_open(file, framework="pt") as opened:
         tensor: Tensor = opened.get_tensor(name)
+        return tensor
+
+
+def _read_part(file: Path, name: str, slices: tuple[slice, ...]) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_slice(name)[slices]
         return tensor
 
 

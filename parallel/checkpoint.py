@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -26,8 +26,8 @@ from parallel.engine import Engine
 from parallel.manifest import check_tensors, read_manifest, write_manifest
 from parallel.shard_file import write_shards
 from parallel.staging import Staging
+from parallel.together import together
 
-T = TypeVar("T")
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The tensors of one checkpoint: by part, MODEL and OPTIMIZER, and by name."""
 
@@ -179,9 +179,10 @@ class Checkpointer:
                 _publish(partial, final)
                 _forget(self.checkpoints, self.keep_last)
 
-        staged = self._together(step, begin)
-        self._together(step, write)
-        self._together(step, finish)
+        what = f"saving the checkpoint of step {step}"
+        staged = together(begin, what, group=self._group)
+        together(write, what, group=self._group)
+        together(finish, what, group=self._group)
 
     def _stage(self, parts: Parts) -> Parts:
         """Return host copies of all tensors if training is to go on, which it then may."""
@@ -190,27 +191,6 @@ class Checkpointer:
         copies = {part: self._staging.copy(tensors) for part, tensors in parts.items()}
         self._staged.set()
         return copies
-
-    def _together(self, step: int, job: Callable[[], T]) -> T:
-        """Run a job on every rank and return its result here; if one rank fails, all do.
-
-        Nobody waits for a rank that has given up.
-        """
-        outcome: T | BaseException
-        try:
-            outcome = job()
-        except BaseException as error:
-            outcome = error
-        failed = isinstance(outcome, BaseException)
-        reports: list[str | None] = [None] * dist.get_world_size()
-        mine = f"{type(outcome).__name__}: {outcome}" if failed else None
-        dist.all_gather_object(reports, mine, group=self._group)
-        for rank, report in enumerate(reports):
-            if report is not None:
-                raise RuntimeError(
-                    f"saving the checkpoint of step {step} failed on rank {rank}: {report}"
-                )
-        return cast(T, outcome)
 
 
 def _publish(partial: Path, final: Path) -> None:

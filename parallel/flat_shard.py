@@ -6,23 +6,11 @@ Checkpoints are written and read box by box, so both kinds of shard share one fo
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangular part of a tensor."""
-
-    offset: tuple[int, ...]
-    """Where it begins in the whole, an index for each dimension."""
-    part: Tensor
-    """Its values (any shape), a view."""
+from parallel.box_shard import Box, BoxShard
 
 
 def boxes(local: Tensor, shape: tuple[int, ...], start: int) -> Iterator[Box]:
@@ -56,14 +44,10 @@ def _in_row(index: int, local: Tensor, shape: tuple[int, ...], start: int) -> It
         yield Box((index, *box.offset), box.part[None])
 
 
-class FlatShard(Tensor):
-    """What one rank holds of a tensor of any shape; nothing but its size can be computed with.
-
-    torch's distributed checkpoint reads into it by the two methods with underscores.
-    """
+class FlatShard(BoxShard):
+    """What one rank holds of a tensor of any shape; nothing but its size can be computed with."""
 
     _local: Tensor
-    _boxes: list[Box]
     start: int
     """Index of the first element."""
 
@@ -76,11 +60,8 @@ class FlatShard(Tensor):
             shape: of the whole tensor.
             start: index of the first of them.
         """
-        shard: FlatShard = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=local.dtype, device=local.device
-        )
+        shard: FlatShard = cls.wrap(list(boxes(local, shape, start)), shape, like=local)
         shard._local = local
-        shard._boxes = list(boxes(local, shape, start))
         shard.start = start
         return shard
 
@@ -88,31 +69,6 @@ class FlatShard(Tensor):
         """Return the elements of this rank (N,)."""
         return self._local
 
-    def boxes(self) -> list[Box]:
-        """Return the elements of this rank as parts of the whole."""
-        return self._boxes
-
     def like(self, local: Tensor) -> "FlatShard":
         """Return the same part of the whole, with other elements (N,)."""
         return FlatShard(local, tuple(self.shape), self.start)
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """Tell the loading planner which boxes this rank wants."""
-        return [ChunkStorageMetadata(torch.Size(box.offset), box.part.shape) for box in self._boxes]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        """Return the memory (any shape) of a box that the planner asks for."""
-        return next(box.part for box in self._boxes if torch.Size(box.offset) == index.offset)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Refuse: a shard's elements are reached by `to_local`.
-
-        Raises:
-            NotImplementedError: always, but for detaching, which every checkpoint does.
-        """
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        raise NotImplementedError(f"{func} of a shard; use to_local()")

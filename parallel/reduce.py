@@ -1,6 +1,6 @@
 """Small reductions and exchanges over all ranks; with one process they change nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +20,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         with named("reduction"):
             dist.all_reduce(total)
     return total
+
+
+def max_over_ranks(values: Sequence[int]) -> list[int]:
+    """Return the elementwise maximum of every rank's whole numbers, equally many on each."""
+    most = torch.tensor(list(values))
+    with named("reduction"):
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.tolist()
 
 
 def on_first_rank(job: Callable[[], T]) -> T:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from parallel.flat_shard import Box, FlatShard
+from parallel.box_shard import Box
+from parallel.flat_shard import FlatShard
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,9 +1,12 @@
 """The processes of a run: who am I, how many are we, on which device."""
 
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import torch
 import torch.distributed as dist
@@ -45,7 +48,7 @@ def start(*, device: Literal["auto", "cpu"] = "auto", timeout_seconds: float = 6
         backend = f"cpu:gloo,{place.type}:{dist.get_default_backend_for_device(place)}"
     if not dist.is_initialized():
         timeout = timedelta(seconds=timeout_seconds)
-        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        if _has_torchrun():
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(
@@ -59,6 +62,33 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     return torch.device(accelerator.type, local_rank)
+
+
+@contextmanager
+def joined(device: Literal["auto", "cpu"] = "auto") -> Iterator[World | None]:
+    """Join torchrun's group for one command and leave it afterwards; None without torchrun.
+
+    After an error the group is left as it is: a barrier would wait for ranks that have none.
+    """
+    if not dist.is_initialized() and not _has_torchrun():
+        yield None
+        return
+    yield start(device=device)
+    stop()
+
+
+class _Silence(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def on_first(world: World | None, stream: TextIO) -> TextIO:
+    """Return the stream if this rank is to speak, else one that swallows everything."""
+    return stream if world is None or world.is_first else cast(TextIO, _Silence())
+
+
+def _has_torchrun() -> bool:
+    return "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
 def stop() -> None:

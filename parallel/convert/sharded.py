@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.weight_files import StoredTensor
+from parallel.box_shard import Box
 from parallel.checkpoint import (
     CHECKPOINTS,
     LATEST,
@@ -23,7 +24,6 @@ from parallel.checkpoint import (
 )
 from parallel.convert.beside import RUN_CONFIG, find_beside, write_beside
 from parallel.convert.contents import Contents, progress, read_master
-from parallel.flat_shard import Box
 from parallel.manifest import read_manifest, write_manifest
 from parallel.shard_file import write_boxes
 

@@ -43,5 +43,5 @@ def test_a_shard_shows_the_whole_shape_and_refuses_arithmetic() -> None:
     assert tuple(shard.shape) == (3, 4)
     assert len(shard.to_local()) == 7
     assert shard.detach() is shard
-    with pytest.raises(NotImplementedError, match="use to_local"):
+    with pytest.raises(NotImplementedError, match="use its boxes"):
         shard + 1
