@@ -1,33 +1,51 @@
 """`python -m inference COMMAND MODEL ... key=value ...`: generate, verify, perplexity, export."""
 
+import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from configs.command import run_command
 from configs.load import help_text, load
 from inference.command import generate, read_prompts
+from inference.commands import COMMANDS, Command
 from inference.config import GenerateConfig
 from inference.export import ExportConfig, export
+from inference.interactive import interact
 from inference.load import Loaded
 from inference.load import load as load_model
+from inference.opening import Placed
+from inference.parse import parse_generate
 from inference.perplexity import PerplexityConfig, perplexity, read_texts
 from inference.ranks import Ranks
+from inference.tuned import with_tuned
 from inference.verify import verify
 from inference.verify_config import VerifyConfig
 from parallel.together import check_equal
 from parallel.world import World, joined, on_first
 
 USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE] [key=value ...]
+       python -m inference generate MODEL interactive=true [chat=true] [key=value ...]
        python -m inference verify MODEL prompts=FILE [key=value ...]
        python -m inference perplexity MODEL texts=FILE [key=value ...]
        python -m inference export MODEL FOLDER [key=value ...]
+       python -m inference bench MODEL prompts=SET strategy=self_speculative exit_layer=E [...]
+       python -m inference sweep MODEL prompts=SET to=FILE.csv [key=value ...]
+       python -m inference tune MODEL prompts=SET [key=value ...]
+       python -m inference eval MODEL tasks=NAME,NAME [exit_layer=E] [key=value ...]
+       python -m inference exits MODEL prompt="text" [picture=FILE.png] [key=value ...]
 
 generate continues a text; verify checks that self-speculation changes no output; perplexity scores
-a text at every exit; export writes a folder that transformers loads. MODEL is the folder of a
+a text at every exit; export writes a folder that transformers loads; bench measures a way of
+decoding on many prompts, sweep a grid of exits and draft lengths; tune searches for the fastest and
+writes it beside the model, where generate finds it; eval runs tasks of lm-evaluation-harness at any
+exit; exits shows which exit would have been enough for each token. MODEL is the folder of a
 training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. config=FILE is YAML
 such as configs/generate/self_speculative.yaml; a key on the command line overrides it. On several
-ranks put `torchrun --standalone --nproc-per-node N` in place of `python`; export works on one.
+ranks put `torchrun --standalone --nproc-per-node N` in place of `python`, for generate, verify and
+perplexity; the others work in one process.
 """
 
 
@@ -42,28 +60,43 @@ def main(arguments: list[str]) -> None:
         keys += f"\nKeys of verify:\n\n{help_text(VerifyConfig)}\n"
         keys += f"\nKeys of perplexity:\n\n{help_text(PerplexityConfig)}\n"
         keys += f"\nKeys of export:\n\n{help_text(ExportConfig)}\n"
+        for name, command in COMMANDS.items():
+            keys += f"\nKeys of {name}{command.others}:\n\n{help_text(command.config)}\n"
         sys.stdout.write(f"{USAGE}\n{keys}")
         return
-    command, *rest = arguments
-    commands = {
+    name, *rest = arguments
+    commands: dict[str, Callable[[str, list[str]], None]] = {
         "generate": _generate,
         "verify": _verify,
         "perplexity": _perplexity,
         "export": _export,
+        **{key: partial(_run, command) for key, command in COMMANDS.items()},
     }
-    if command not in commands:
-        raise ValueError(f"unknown command {command!r}: there are {', '.join(commands)}")
+    if name not in commands:
+        raise ValueError(f"unknown command {name!r}: there are {', '.join(commands)}")
     if not rest or "=" in rest[0]:
         raise ValueError("no MODEL: name a run's folder, a model's folder or a hub id first")
-    commands[command](rest[0], rest[1:])
+    commands[name](rest[0], rest[1:])
+
+
+def _run(command: Command, model: str, overrides: list[str]) -> None:
+    with joined("cpu") as world:
+        if not _is_alone(world):
+            raise ValueError("this command works in one process: start it without torchrun")
+        command.run(model, overrides, _load)
 
 
 def _generate(model: str, overrides: list[str]) -> None:
-    config = parse_generate(overrides)
-    prompts = read_prompts(config)  # what is wrong with them should not wait for the model
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    config = parse_generate(with_tuned(model, overrides, _device, ranks=ranks))
+    # what is wrong with the prompts should not wait for the model
+    prompts = [] if config.interactive else read_prompts(config)
     with joined(config.device) as world:
         _check_ranks(world, config, prompts)
         loaded = _load(model, config, world)
+        if config.interactive:
+            interact(config, loaded, sys.stdin, sys.stdout, sys.stderr)
+            return
         out, notes = (on_first(world, stream) for stream in (sys.stdout, sys.stderr))
         generate(config, loaded, out, notes, world)
 
@@ -74,19 +107,6 @@ def _verify(model: str, overrides: list[str]) -> None:
     with joined(config.device) as world:
         _check_ranks(world, config, prompts)
         verify(config, _load(model, config, world), on_first(world, sys.stdout))
-
-
-def parse_generate(overrides: list[str]) -> GenerateConfig:
-    """Return the config of `generate`: a file, if one is named, changed by the other overrides.
-
-    Raises:
-        ValueError: if a key is unknown or a value does not fit.
-    """
-    files = [a.removeprefix("config=") for a in overrides if a.startswith("config=")]
-    if len(files) > 1:
-        raise ValueError(f"config is given {len(files)} times: give one file")
-    keys = [a for a in overrides if not a.startswith("config=")]
-    return load(GenerateConfig, files[0] if files else None, keys)
 
 
 def _export(model: str, rest: list[str]) -> None:
@@ -120,6 +140,8 @@ def _check_ranks(world: World | None, config: object, texts: list[str]) -> None:
             "ranks=data shares prompts among ranks, and there is one process: start it by torchrun "
             "--nproc-per-node N, or leave it out"
         )
+    if isinstance(config, GenerateConfig) and config.interactive and not _is_alone(world):
+        raise ValueError("interactive=true works in one process: start it without torchrun")
     if world is not None:
         check_equal((config, texts), "settings or texts")
 
@@ -128,9 +150,7 @@ def _is_alone(world: World | None) -> bool:
     return world is None or world.size == 1
 
 
-def _load(
-    model: str, config: GenerateConfig | VerifyConfig | PerplexityConfig, world: World | None
-) -> Loaded:
+def _load(model: str, config: Placed, world: World | None = None) -> Loaded:
     ranks = None
     if world is not None and world.size > 1:
         ranks = Ranks(world)

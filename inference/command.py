@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 from inference.adaptive import adaptive
@@ -18,6 +17,9 @@ from inference.early_exit import check_exit, early_exit
 from inference.generate import autoregressive
 from inference.generation import Decode, Generation, Settings
 from inference.load import Loaded
+from inference.prompt_sets.encode import prompt_ids
+from inference.prompt_sets.prompt import sample
+from inference.prompt_sets.read import read_prompt_set
 from inference.ranks import generate_dealt
 from inference.report import comparison_figures, comparison_table, figures, one_line
 from inference.self_speculative import self_speculative
@@ -44,20 +46,20 @@ def generate(
     Raises:
         ValueError: if a prompt or setting does not fit the model.
     """
-    prompts = [loaded.encode(text) for text in read_prompts(config)]
-    for prompt_ids in prompts:
-        check_prompt(loaded.config, prompt_ids, config.max_new_tokens)
+    prompts = [prompt_ids(loaded, text, chat=config.chat) for text in read_prompts(config)]
+    for ids in prompts:
+        check_prompt(loaded.config, ids, config.max_new_tokens)
     decode = make_decode(config, loaded)
     if config.ranks == "data":
         assert world is not None, "ranks=data is refused without ranks"
-        batch, settings = _batch(config), _settings(config, loaded)
+        batch, settings = _batch(config), decode_settings(config, loaded)
         dealt = generate_dealt(loaded.model, prompts, batch=batch, settings=settings, world=world)
         write = partial(_write_json, config, loaded, prompts, dealt, out)
         together(write, "writing the results")
         return
     if config.output == "text":
-        for prompt_ids in prompts:
-            _print_text(config, loaded, decode, prompt_ids, out, notes)
+        for ids in prompts:
+            _print_text(config, loaded, decode, ids, out, notes)
         if config.compare:
             measured = _compare(config, loaded, decode, prompts)
             table = comparison_table(measured, label(config), is_greedy=config.temperature == 0)
@@ -96,7 +98,7 @@ def decode_all(
     """
     if config.batch_size == 1:
         return (Generation(tuple(decode(prompt_ids))) for prompt_ids in prompts)
-    settings = _settings(config, loaded)
+    settings = decode_settings(config, loaded)
     return generate_batch(loaded.model, prompts, batch=_batch(config), settings=settings)
 
 
@@ -110,40 +112,25 @@ def _batch(config: GenerateConfig) -> BatchSettings:
     )
 
 
-def _settings(config: GenerateConfig, loaded: Loaded) -> Settings:
+def decode_settings(config: GenerateConfig, loaded: Loaded) -> Settings:
+    """Return what the decoding loop is told, strings that end a text included."""
     stop = StopStrings(tuple(config.stop), loaded.decode) if config.stop else None
     return replace(config.settings(loaded.eos_ids), stop=stop)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """Return the prompt, or those of the file.
+    """Return the prompt, or those of the file or set.
 
     Raises:
         ValueError: if there is none, or a line of the file is not one.
+        RuntimeError: if the set's hub cannot be reached.
     """
     if config.prompt is not None:
         return [config.prompt]
     if config.prompts is None:
         raise ValueError('there is no prompt: add prompt="some text" or prompts=FILE')
-    file = Path(config.prompts)
-    if not file.is_file():
-        raise ValueError(f"prompts={file}: there is no such file")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"prompts={file}: the file is empty; write one prompt a line")
-    if file.suffix != ".jsonl":
-        return lines
-    return [_prompt_of(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise ValueError(f'{where} is not an object such as {{"prompt": "some text"}}')
-    return prompt
+    prompts = read_prompt_set(config.prompts)
+    return [each.text for each in sample(prompts, config.num_samples, config.sample_seed)]
 
 
 def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
@@ -153,8 +140,8 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
         ValueError: if the model has no such exit or layer.
     """
     if config.strategy == "autoregressive":
-        return _oracle(config, loaded)
-    model, settings = loaded.model, _settings(config, loaded)
+        return oracle(config, loaded)
+    model, settings = loaded.model, decode_settings(config, loaded)
     if config.strategy == "adaptive":
         depth, share = loaded.config.num_hidden_layers, partial(share_numbers, model)
         controller = Controller(depth, most=config.speculations, share=share)
@@ -175,16 +162,17 @@ def make_decode(config: GenerateConfig, loaded: Loaded) -> Decode:
     )
 
 
-def _oracle(config: GenerateConfig, loaded: Loaded) -> Decode:
+def oracle(config: GenerateConfig, loaded: Loaded) -> Decode:
+    """Return plain decoding with the same settings, everything but the prompt bound."""
     plan = full(loaded.config.num_hidden_layers)
-    settings = _settings(config, loaded)
+    settings = decode_settings(config, loaded)
     return partial(autoregressive, loaded.model, plan=plan, settings=settings)
 
 
 def _compare(
     config: GenerateConfig, loaded: Loaded, decode: Decode, prompts: list[list[int]]
 ) -> Comparison:
-    return compare(_oracle(config, loaded), decode, prompts)
+    return compare(oracle(config, loaded), decode, prompts)
 
 
 def label(config: GenerateConfig) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inference.generation import Settings
+from inference.prompt_sets.prompt import check_sample
 from inference.sample import SamplingConfig
 from inference.stop import check_stop
 from models.plan import LayerPlan, full, without
@@ -21,7 +22,8 @@ class GenerateConfig:
     prompt: str | None = None
     """Text to continue."""
     prompts: str | None = None
-    """Instead of prompt: a file of them, one a line, or .jsonl with a key prompt."""
+    """Instead of prompt: a file of them, one a line, or .jsonl with a key prompt; SET:FILE, or SET
+    from the hub: see the keys of bench."""
     strategy: Literal["autoregressive", "early_exit", "self_speculative", "adaptive"] = (
         "autoregressive"
     )
@@ -66,6 +68,16 @@ class GenerateConfig:
     output: Literal["text", "json"] = "text"
     """text streams as it is accepted, drafts in colour on a terminal; json prints one object a
     line for each prompt."""
+    interactive: bool = False
+    """Instead of prompt: read prompts from the terminal, or from a pipe, line by line, and continue
+    each; Ctrl-C stops a text, Ctrl-D ends."""
+    chat: bool = False
+    """Word each prompt as a user's message, by the tokenizer's chat template; with interactive,
+    lines are turns of one conversation."""
+    num_samples: int | None = None
+    """Take so many of the prompts, the same ones each time; all unless set."""
+    sample_seed: int = 0
+    """Which ones; only with num_samples."""
     batch_size: int = 1
     """Continue so many prompts at once; needs prompts and output=json, which stays in the order of
     the prompts."""
@@ -93,6 +105,7 @@ class GenerateConfig:
                 "compare=true compares a strategy with autoregressive: add "
                 "strategy=self_speculative"
             )
+        self._check_prompts()
         self._check_unused()
         self._check_skips()
         if self.strategy == "early_exit" and self.exit_layer is None:
@@ -109,6 +122,19 @@ class GenerateConfig:
         self._check_endings()
         self._check_batch()
         _ = self.settings(frozenset())  # checks what it is made of
+
+    def _check_prompts(self) -> None:
+        check_sample(self.num_samples, self.sample_seed)
+        if self.num_samples is not None and self.prompts is None:
+            raise ValueError(f"num_samples={self.num_samples} chooses among prompts: name a file")
+        if not self.interactive:
+            return
+        for name in ("prompt", "prompts"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"interactive=true reads prompts itself: leave out {name}")
+        if self.output == "json" or self.compare:
+            key = "compare=true" if self.compare else "output=json"
+            raise ValueError(f"interactive=true streams text: leave out {key}")
 
     def _check_endings(self) -> None:
         check_stop(self.stop)

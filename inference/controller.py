@@ -65,15 +65,24 @@ class Controller:
     One for a model: it may outlive a generation. Whatever it decides, tokens are the full model's.
     """
 
-    def __init__(self, depth: int, *, most: int, share: Share = identical) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        most: int,
+        share: Share = identical,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         """Watch a model of L = depth layers that drafts at most M tokens.
+
+        `clock` is what its own thinking is timed by, in seconds.
 
         Raises:
             ValueError: if the model has a single layer, so no exit.
         """
         if depth < 2:
             raise ValueError("strategy=adaptive needs a model of at least 2 layers, this has 1")
-        self.most, self._depth, self._share = most, depth, share
+        self.most, self._depth, self._share, self._clock = most, depth, share, clock
         self.exits = candidate_exits(depth)
         self.setting = Setting(self.exits[-1], 0)
         """Of the next round."""
@@ -124,9 +133,9 @@ class Controller:
         """
         setting = self.setting
         if self._rounds % RETHINK == 0 and self._thinking < THINK_SHARE * self._total:
-            started = perf_counter()
+            started = self._clock()
             setting = self._choose()
-            self._thinking += perf_counter() - started
+            self._thinking += self._clock() - started
         may_look = not self._looks or self._looking < LOOK_SHARE * self._total
         look = may_look and num_seen >= LOOK
         mine = (setting.exit_layer, setting.num_drafts, setting.confidence, self._rate, look)

@@ -16,7 +16,11 @@ class VerifyConfig:
     """Which decoding to hold against the autoregressive one, and on what."""
 
     prompts: str
-    """A file of prompts, one a line, or .jsonl with a key prompt."""
+    """A file of prompts, one a line, or .jsonl with a key prompt; SET:FILE or SET as for bench."""
+    num_samples: int | None = None
+    """Take so many of the prompts, the same ones each time; all unless set."""
+    sample_seed: int = 0
+    """Which ones; only with num_samples."""
     strategy: Literal["self_speculative", "adaptive"] = "self_speculative"
     """What is held against it; as for generate."""
     exit_layer: int | None = None
@@ -102,6 +106,8 @@ class VerifyConfig:
         """Return what `generate` would be told for what is expected."""
         return GenerateConfig(
             prompts=self.prompts,
+            num_samples=self.num_samples,
+            sample_seed=self.sample_seed,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,

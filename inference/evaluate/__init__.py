@@ -1,0 +1,1 @@
+"""A model at any exit as what lm-evaluation-harness asks questions of."""

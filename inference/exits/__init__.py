@@ -1,0 +1,1 @@
+"""Which exit would have been enough, token by token: the command `exits`."""

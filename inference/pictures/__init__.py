@@ -1,0 +1,1 @@
+"""Pictures of decoding: acceptance, sweeps, exits by token."""

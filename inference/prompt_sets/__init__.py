@@ -1,0 +1,1 @@
+"""Prompts with names and reference texts, from files and from well-known data sets."""
