@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import TypeGuard
 
 import torch
 
@@ -13,6 +14,7 @@ from inference.command import generate, read_prompts
 from inference.commands import COMMANDS, Command
 from inference.config import GenerateConfig
 from inference.export import ExportConfig, export
+from inference.fast.convert import quicken
 from inference.interactive import interact
 from inference.load import Loaded
 from inference.load import load as load_model
@@ -157,7 +159,18 @@ def _load(model: str, config: Placed, world: World | None = None) -> Loaded:
         if isinstance(config, GenerateConfig):
             ranks = Ranks(world, config.ranks, config.reshard_after_forward)
     device = _device(config.device) if world is None else world.device
-    return load_model(model, dtype=getattr(torch, config.dtype), device=device, ranks=ranks)
+    loaded = load_model(model, dtype=getattr(torch, config.dtype), device=device, ranks=ranks)
+    if _is_decoding(config) and (ranks is None or ranks.split == "tensor"):
+        weights = "dtype" if isinstance(config, VerifyConfig) else config.weights
+        quicken(loaded.model, weights=weights)
+    return loaded
+
+
+def _is_decoding(config: Placed) -> TypeGuard[GenerateConfig | VerifyConfig | PerplexityConfig]:
+    """Return whether the model is to be in the form that decodes fastest."""
+    if isinstance(config, PerplexityConfig):
+        return config.weights == "int8"  # else it scores the weights as they were trained
+    return isinstance(config, VerifyConfig) or (isinstance(config, GenerateConfig) and config.fuse)
 
 
 def _device(wanted: str) -> torch.device:

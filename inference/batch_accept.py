@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inference.sample import SamplingConfig, distribution, pick
+from inference.sample import SamplingConfig, distribution, likeliest, pick
 
 
 def choose_rows(
@@ -22,7 +22,7 @@ def choose_rows(
         uniform: (R, 1) in [0, 1), unless greedy.
     """
     if uniform is None:
-        return logits.argmax(-1), None
+        return likeliest(logits), None
     p = distribution(logits, sampling)
     return pick(p, uniform), p
 
@@ -50,7 +50,7 @@ def accept_rows(
     columns = torch.arange(logits.shape[1], device=logits.device)  # (d + 1,)
     asked = columns < counts[:, None]  # (R, d + 1); the last column never is
     if uniform is None:
-        choices = logits.argmax(-1)  # (R, d + 1)
+        choices = likeliest(logits)  # (R, d + 1)
         kept = _first_ones((drafts == choices[:, :-1]) & asked[:, :-1])  # (R,)
         return kept, _at(choices, kept)
     p = distribution(logits, sampling)  # (R, d + 1, V)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import LlamaConfig
+from models.tokens import Places
 
 
 class KVCache:
@@ -32,6 +33,7 @@ class KVCache:
         self.max_length = max_length
         self.lengths = dict.fromkeys(layers, 0)
         """Number of positions that each layer holds."""
+        self._positions = torch.arange(max_length, device=device).expand(rows, -1)  # (B, T)
         self._keys, self._values = (
             {layer: torch.empty(shape, dtype=dtype, device=device) for layer in self.lengths}
             for _ in range(2)
@@ -43,15 +45,28 @@ class KVCache:
         Raises:
             RuntimeError: if the buffer is full; nothing is written then.
         """
-        start, added = self.lengths[layer], keys.shape[2]
+        start, end = self._advance(layer, keys.shape[2])
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys.narrow(2, start, end - start).copy_(keys)
+        all_values.narrow(2, start, end - start).copy_(values)
+        return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
+
+    def reserve(self, layer: int, count: int) -> Places:
+        """Make room for `count` positions of one layer, whose buffers (B, G, T, E) are returned.
+
+        Raises:
+            RuntimeError: if the buffer is full.
+        """
+        start, end = self._advance(layer, count)
+        return Places(self._keys[layer], self._values[layer], self._positions, start, end)
+
+    def _advance(self, layer: int, added: int) -> tuple[int, int]:
+        start = self.lengths[layer]
         end = start + added
         if end > self.max_length:
             raise RuntimeError(f"layer {layer}: {end} positions, cache holds {self.max_length}")
-        all_keys, all_values = self._keys[layer], self._values[layer]
-        all_keys.narrow(2, start, added).copy_(keys)
-        all_values.narrow(2, start, added).copy_(values)
         self.lengths[layer] = end
-        return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
+        return start, end
 
     def crop(self, length: int, *, first_layer: int = 0) -> None:
         """Forget positions from `length` on, in layers from `first_layer` on; no data moves."""

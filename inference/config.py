@@ -15,6 +15,16 @@ DEFAULT_SPECULATIONS = 6
 """Verifying seven tokens costs little more than one, and more drafts are rarely all right."""
 
 
+def check_weights(weights: str, dtype: str) -> None:
+    """Refuse a precision of weights that goes with no such dtype of activations.
+
+    Raises:
+        ValueError: for int8 weights where activations are float16 or float64.
+    """
+    if weights == "int8" and dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"weights=int8 needs dtype=bfloat16 or float32, got {dtype}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
     """What to generate, how, and what to show of it."""
@@ -86,7 +96,12 @@ class GenerateConfig:
     speedup; with json they are the key comparison of the last object."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """The model's weights are converted to it."""
-
+    fuse: bool = True
+    """Decode with fused projections and kernels made for a few positions. false runs the layers as
+    they are trained, which is slower; the results are the same but for rounding."""
+    weights: Literal["dtype", "int8"] = "dtype"
+    """int8 rounds the weights to 8 bits, with a scale for each feature: half the memory to read for
+    each token, and not quite the same model. perplexity says by how much."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch finds, and the CPU without one."""
     ranks: Literal["tensor", "data"] = "tensor"
@@ -121,6 +136,17 @@ class GenerateConfig:
                 )
         self._check_endings()
         self._check_batch()
+        check_weights(self.weights, self.dtype)
+        if self.weights == "int8" and not self.fuse:
+            raise ValueError(
+                "weights=int8 would be ignored with fuse=false, which runs the layers as they are: "
+                "leave one of them out"
+            )
+        if self.weights == "int8" and self.ranks == "data":
+            raise ValueError(
+                "weights=int8 would be ignored with ranks=data, whose shards stay as they are "
+                "stored: leave one of them out"
+            )
         _ = self.settings(frozenset())  # checks what it is made of
 
     def _check_prompts(self) -> None:
@@ -215,6 +241,11 @@ class GenerateConfig:
         """What drafts leave out: layers by the key that names them; keys without any are absent."""
         names = ("skip_attn", "skip_ffn", "skip_layers")
         return {name: list(getattr(self, name)) for name in names if getattr(self, name)}
+
+    @property
+    def precision(self) -> str:
+        """What the numbers are, in words: the dtype, and that of the weights if it is another."""
+        return self.dtype if self.weights == "dtype" else f"{self.dtype} with int8 weights"
 
     @property
     def speculations(self) -> int:

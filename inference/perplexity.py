@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from inference.config import check_weights
 from inference.load import Loaded
 from inference.report import table_lines
 from models.llama import Llama
@@ -39,6 +40,8 @@ class PerplexityConfig:
     """text prints a table; json prints one object a line for each exit."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """The model's weights are converted to it."""
+    weights: Literal["dtype", "int8"] = "dtype"
+    """int8 scores the model that generate runs with weights=int8."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch finds, and the CPU without one."""
 
@@ -47,6 +50,7 @@ class PerplexityConfig:
             raise ValueError(f"window must be at least 2 tokens, got {self.window}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        check_weights(self.weights, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

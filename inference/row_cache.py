@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.config import LlamaConfig
-from models.tokens import Tokens
+from models.tokens import Places, Tokens
 
 
 class RowCache:
@@ -81,6 +81,12 @@ class Writer:
             mine.scatter_(2, index, new)
             seen.append(mine.narrow(2, 0, self.width))
         return seen[0], seen[1]
+
+    def reserve(self, layer: int, count: int) -> Places:
+        """Return a layer's buffers of these rows (R, G, T, E); all its positions are written."""
+        rows = self.positions.shape[0]
+        keys, values = (x.narrow(0, self.first, rows) for x in self.cache.layer(layer))
+        return Places(keys, values, self.positions, 0, self.width)
 
 
 def row_tokens(cos: Tensor, sin: Tensor, writer: Writer) -> Tokens:

@@ -79,8 +79,10 @@ def with_tuned(
     if chosen or path is None or not (named or path.is_file()):
         return rest
     content = read_tuned(path)
-    where = parse_generate([each for each in rest if each.startswith(("dtype=", "device="))])
-    identity = identify(source, dtype=where.dtype, device=device_name(place(where.device)))
+    where = parse_generate(
+        [each for each in rest if each.startswith(("dtype=", "weights=", "device="))]
+    )
+    identity = identify(source, dtype=where.precision, device=device_name(place(where.device)))
     difference = content["identity"].difference(identity)
     if ranks > 1:
         difference = f"one process, not {ranks}"

@@ -39,14 +39,17 @@ class Attention(nn.Module):
         q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
         if tokens.cache is not None:
             k, v = tokens.cache.append(self.layer, k, v)  # (B, G, T, E)
-        out = _attend(q, k, v, tokens)  # (B, H, S, E)
+        out = attend(q, k, v, tokens)  # (B, H, S, E)
         out = out.transpose(1, 2).flatten(2)  # (B, S, H * E); flatten works for zero rows too
         result: Tensor = self.o_proj(out)  # (B, S, D)
         return result
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
-    """Return softmax(q k') v (B, H, S, E) for q (B, H, S, E) and k, v (B, G, T, E)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
+    """Return softmax(q k') v (B, H, S, E) for q (B, H, S, E) and k, v (B, G, T, E).
+
+    Who sees whom is said by the tokens.
+    """
     dtype = q.dtype
     if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         if tokens.is_plainly_causal and not torch.compiler.is_compiling():

@@ -34,8 +34,10 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.run_plan = run_plan
+        """Who runs plans; another form of the model may know a faster way of doing the same."""
         self.model = Trunk(config)
-        self.lm_head: nn.Linear | None = None
+        self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -58,8 +60,11 @@ class Llama(nn.Module):
             For each exit of the plan, the residual stream (B, S, D) there; `unembed` makes logits.
         """
         h = self.model.embed_tokens(ids) if ids.dim() == 2 else ids
-        return run_plan(plan, self.layers, h, tokens, call)
+        return self.run_plan(plan, self.layers, h, tokens, call)
 
     def unembed(self, h: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., D) at any exit: one norm and one head."""
-        return linear(self.model.norm(h), self.head_parameters()[1])
+        h = self.model.norm(h)
+        if self.lm_head is None:
+            return linear(h, self.model.embed_tokens.weight)
+        return cast(Tensor, self.lm_head(h))

@@ -4,7 +4,7 @@ Letters: B rows, S positions, T cached positions, G kv heads, E head width, K se
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,30 @@ from models.plan import Selection
 from models.rope import rotary_angles
 
 
+class Places(NamedTuple):
+    """Where a pass is to write keys and values itself; each position sees those up to its own."""
+
+    keys: Tensor
+    """(B, G, T, E), the buffer of the rows in the pass."""
+    values: Tensor
+    """As keys."""
+    positions: Tensor
+    """(B, anything) int64, among them those of the pass; those of a row follow each other."""
+    first: int
+    """The column of `positions` where the pass begins."""
+    longest: int
+    """No position is beyond it."""
+
+
 class Cache(Protocol):
     """Keys and values of earlier positions, with a length of its own for every layer."""
+
+    def reserve(self, layer: int, count: int) -> Places:
+        """Take note that `count` positions are written; return where (B, G, T, E).
+
+        The caller writes them at once. The other way to add keys and values is `append`.
+        """
+        ...
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, G, S, E) of one layer; return all of them (B, G, T + S, E)."""

@@ -35,7 +35,7 @@ def run(model: str, overrides: Sequence[str], open_model: Open) -> None:
     config, decoding = parse_sweep(overrides)
     prompts = read_prompt_set(config.prompts)
     loaded = open_model(model, decoding)
-    identity = identify(model, dtype=decoding.dtype, device=device_name(device_of(loaded)))
+    identity = identify(model, dtype=decoding.precision, device=device_name(device_of(loaded)))
     sweep(config, decoding, prompts, loaded, identity, sys.stdout)
 
 

@@ -46,7 +46,7 @@ def run(model: str, overrides: Sequence[str], open_model: Open) -> None:
         raise ValueError(f"{model} is no folder to write into: name a file, to=FILE.json")
     prompts = read_prompt_set(config.prompts)
     loaded = open_model(model, decoding)
-    identity = identify(model, dtype=decoding.dtype, device=device_name(device_of(loaded)))
+    identity = identify(model, dtype=decoding.precision, device=device_name(device_of(loaded)))
     tune(config, decoding, prompts, loaded, identity, path, sys.stdout)
 
 

@@ -117,3 +117,18 @@ def test_ends_of_sequence_may_be_passed_by() -> None:
 def test_a_shipped_config_needs_nothing_but_a_prompt(path: Path) -> None:
     config = load(GenerateConfig, path, ["prompt=def"])
     assert config.prompt == "def"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "int8", "fuse": False}, "weights=int8 would be ignored with fuse=false"),
+        ({"weights": "int8", "dtype": "float64"}, "weights=int8 needs dtype=bfloat16 or float32"),
+        ({"weights": "int8", "dtype": "float16"}, "got float16"),
+    ],
+)
+def test_int8_weights_with_what_cannot_have_them_are_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerateConfig(**changes)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from inference.sample import SamplingConfig, accept, choose, distribution, draw
+from inference.sample import SamplingConfig, accept, choose, distribution, draw, likeliest
 
 GREEDY = SamplingConfig()
 
@@ -122,3 +122,13 @@ def test_drafts_that_the_verifier_excludes_are_never_kept() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(512,), (1, 1024), (3, 2, 768), (4, 300), (0, 512)])
+def test_the_likeliest_is_the_first_maximum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    logits = torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = likeliest(logits)
+    first = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1) if logits.numel() else found
+    assert found.shape == logits.shape[:-1]
+    assert torch.equal(found, first)

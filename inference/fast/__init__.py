@@ -1,0 +1,1 @@
+"""The inference form of a loaded model: fused projections, and kernels for a few positions."""
