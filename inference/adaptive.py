@@ -49,7 +49,7 @@ def adaptive(
     ending, seen = Ending(settings, prompt_ids), list[Seen]()
     start, left, num_drafts, confidence = 0, settings.max_new_tokens, 0, 0.0
     while True:
-        laps = Laps(work.device)
+        laps, is_watching = Laps(work.device), controller.is_watching
         done = speculate(
             model,
             ids,
@@ -61,7 +61,8 @@ def adaptive(
             confidence=confidence,
             lap=laps.lap,
         )
-        seen = _newest([*seen, seen_in(done, start, ids.shape[1], LOOK)])
+        here = [seen_in(done, start, ids.shape[1], LOOK)] if is_watching else None
+        seen = _newest([*seen, *here]) if here else []
         start += ids.shape[1] + len(done.tokens) - 1
         ids = done.last[None]  # (1, 1): the one token that no layer has seen
         round_ = end_round(ending, done.tokens, done.drafted, perf_counter() - started)

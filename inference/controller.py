@@ -18,8 +18,11 @@ from inference.laps import Part
 from inference.prediction import plain_rate, speculative_rates
 from models.plan import LayerPlan, full
 
-LOOK_SHARE = 0.02
+LOOK_SHARE = 0.015
 """Of all time, the most that looking at exits that do not draft may take."""
+EARLY_SHARE, EARLY_LOOKS, CLOSE = 0.1, 4, 0.75
+"""Of the time so far, while there were fewer looks and drafting is predicted to be nearly as fast
+as plain steps, or faster: then evidence is worth its price. Once for a controller."""
 WORTH = 1.03
 """Predicted gain over plain steps, or over the setting in force, from which on it is changed."""
 BELIEF = 24.0
@@ -27,7 +30,7 @@ BELIEF = 24.0
 LOOK = 8
 """Positions of one look."""
 RETHINK = 4
-"""Rounds after which the setting is thought over, news or not."""
+"""Rounds after which the setting is thought over, if there is news."""
 THINK_SHARE = 0.01
 """Of all time, the most that thinking may take: it counts for tiny models only."""
 
@@ -48,10 +51,12 @@ class Setting:
 def candidate_exits(depth: int) -> tuple[int, ...]:
     """Return the exits worth watching, at most 8: all of a small model, spread over a deep one.
 
-    An exit beyond three quarters of the model saves too little to pay.
+    Closer together where they are low, because there a layer more or less is a larger part of a
+    draft's cost. One beyond three quarters of the model saves too little to pay.
     """
     last = max(1, min(depth - 1, round(0.75 * depth)))
-    return tuple(sorted({round(e) for e in np.linspace(1, last, min(last, 8))}))
+    steps = np.linspace(0, 1, min(last, 8)) ** (1.5 if last > 8 else 1)
+    return tuple(sorted({round(1 + e * (last - 1)) for e in steps}))
 
 
 def identical(numbers: Sequence[float]) -> Sequence[float]:
@@ -86,17 +91,23 @@ class Controller:
         self.exits = candidate_exits(depth)
         self.setting = Setting(self.exits[-1], 0)
         """Of the next round."""
-        self._phases = {e: _phases(e, self.exits, depth) for e in self.exits}
+        self.is_watching = True
+        """Whether the next round is to leave hidden states at every watched exit, for a look."""
+        self._watching = {e: _watching(e, self.exits, depth) for e in self.exits}
+        self._drafting = {e: _drafting(e, depth) for e in self.exits}
+        self._plain = _drafting(depth, depth)
         self._acceptance, self._costs = Acceptance(len(self.exits)), Costs(most + 1)
-        self._rate = 0.0  # predicted of the setting
+        self._rate, self._gain = 0.0, 0.0  # predicted: of the setting; of the best one over plain
         self._came, self._predicted = 0.0, 0.0  # tokens of drafting rounds, decayed
         self._total, self._looking, self._thinking = 0.0, 0.0, 0.0  # seconds
-        self._looks, self._rounds = 0, 0
+        self._looks, self._rounds, self._has_news = 0, 0, True
 
     @property
     def phases(self) -> Phases:
-        """The plans of the next round: hidden states leave it at every watched exit."""
-        return self._phases[self.setting.exit_layer]
+        """The plans of the next round. Every stop at an exit costs a little, so few rounds do."""
+        if self.is_watching:
+            return self._watching[self.setting.exit_layer]
+        return self._drafting[self.setting.exit_layer] if self.setting.num_drafts else self._plain
 
     @property
     def rates(self) -> dict[int, float]:
@@ -113,6 +124,7 @@ class Controller:
         fading = exp(-tokens / MEMORY)
         self._came, self._predicted = self._came * fading, self._predicted * fading
         if round_.drafted:
+            self._has_news = True
             exit_index = self.exits.index(self.setting.exit_layer)
             self._acceptance.drafted(exit_index, round_.accepted, round_.drafted)
             self._came += tokens
@@ -122,6 +134,7 @@ class Controller:
         """Learn from a look at every exit, which took so long; see `inference.shadow`."""
         self._acceptance.add(matches, confidences)
         self._looking += seconds
+        self._has_news = True
 
     def decide(self, num_seen: int) -> bool:
         """Choose the setting of the next round; return whether to look at the exits before it.
@@ -129,31 +142,38 @@ class Controller:
         Both only as often as their share of the time allows.
 
         Args:
-            num_seen: positions that could be looked at.
+            num_seen: consecutive positions that could be looked at.
         """
         setting = self.setting
-        if self._rounds % RETHINK == 0 and self._thinking < THINK_SHARE * self._total:
+        is_time = self._rounds % RETHINK == 0 and self._thinking < THINK_SHARE * self._total
+        if self._has_news and is_time:
             started = self._clock()
             setting = self._choose()
             self._thinking += self._clock() - started
-        may_look = not self._looks or self._looking < LOOK_SHARE * self._total
-        look = may_look and num_seen >= LOOK
-        mine = (setting.exit_layer, setting.num_drafts, setting.confidence, self._rate, look)
-        exit_layer, num_drafts, confidence, self._rate, look_ = self._share(mine)
+        is_early = self._looks < EARLY_LOOKS and self._gain > CLOSE
+        share = EARLY_SHARE if is_early else LOOK_SHARE
+        watch = not self._looks or self._looking < share * self._total
+        look = watch and num_seen >= LOOK
+        watch = watch and not look
+        mine = (setting.exit_layer, setting.num_drafts, setting.confidence, self._rate, look, watch)
+        exit_layer, num_drafts, confidence, self._rate, looks, watches = self._share(mine)
         self.setting = Setting(int(exit_layer), int(num_drafts), confidence)
-        self._looks += int(look_)
-        return bool(look_)
+        self.is_watching = bool(watches)
+        self._looks += int(looks)
+        return bool(looks)
 
     def _choose(self) -> Setting:
         """Return the fastest setting, or the one in force if it is hardly slower."""
         prices = self._costs.prices()
         if prices is None:
             return self.setting
+        self._has_news = False
         plain, depth = plain_rate(prices, self._depth), self._depth
         rates = speculative_rates(
             self._acceptance.chances(), prices, self.exits, depth, self.most
         )  # (M, X, C)
         rates *= (self._came + BELIEF) / (self._predicted + BELIEF)
+        self._gain = float(rates.max()) / plain
         draft, exit_index, threshold = np.unravel_index(rates.argmax(), rates.shape)
         best = Setting(self.exits[exit_index], int(draft) + 1, THRESHOLDS[threshold])
         now = self.setting
@@ -173,7 +193,7 @@ class Controller:
         return now
 
 
-def _phases(exit_layer: int, exits: Sequence[int], depth: int) -> Phases:
+def _watching(exit_layer: int, exits: Sequence[int], depth: int) -> Phases:
     below = [e for e in exits if e <= exit_layer]
     above = [e for e in exits if e > exit_layer]
     return Phases(
@@ -181,3 +201,8 @@ def _phases(exit_layer: int, exits: Sequence[int], depth: int) -> Phases:
         LayerPlan((), (exit_layer,)),
         full(depth, start=exit_layer, exits=[*above, depth]),
     )
+
+
+def _drafting(exit_layer: int, depth: int) -> Phases:
+    """Return the phases of drafting at an exit; at the last one, those of a plain step."""
+    return Phases(full(exit_layer), LayerPlan((), (exit_layer,)), full(depth, start=exit_layer))

@@ -58,9 +58,10 @@ def speculate(
     k, depth = phases.shared.exits[-1], phases.verify.exits[-1]
     work.cache.crop(start, first_layer=k)
     count = states[k].shape[1]  # S + d
-    states |= model(states[k], work.tokens(start, count), phases.verify)
-    if lap:
-        lap(LAYER, count, len(phases.verify.visits))
+    if phases.verify.visits:
+        states |= model(states[k], work.tokens(start, count), phases.verify)
+        if lap:
+            lap(LAYER, count, len(phases.verify.visits))
     logits = model.unembed(states[depth][0, -len(drafts) - 1 :])  # (d + 1, V)
     logits = work.change(logits, start + count)
     tokens, drafted, last = accept(logits, drafts, draft_p, sampling, work.generator)
@@ -112,7 +113,9 @@ def _draft(
         if lap:
             lap(LAYER, count, k)
         if len(drafts) == num_drafts:
-            states = {e: torch.cat([each[e] for each in passes], dim=1) for e in passes[0]}
+            states = passes[0]
+            if len(passes) > 1:
+                states = {e: torch.cat([each[e] for each in passes], dim=1) for e in states}
             return states, drafts, draft_p
         start += count
         if rest.visits:

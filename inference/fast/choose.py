@@ -7,7 +7,7 @@ Letters: N features, K inputs, n rows.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Chooser:
 
     def __init__(self) -> None:
         self._found: dict[tuple[torch.dtype, torch.Size, int], Multiply | None] = {}
+        self._wins: dict[tuple[Hashable, ...], bool] = {}
 
     def fastest(
         self, x: Tensor, weight: Tensor, *, ours: Multiply | None = None
@@ -63,6 +64,14 @@ class Chooser:
             self._found[key] = None if best is ours else best
         return self._found[key]
 
+    def wins(
+        self, what: tuple[Hashable, ...], ours: Callable[[], Tensor], theirs: Callable[[], Tensor]
+    ) -> bool:
+        """Return whether ours is the faster of two ways to do the same, the first time by trial."""
+        if what not in self._wins:
+            self._wins[what] = _best_time(ours) <= _best_time(theirs)
+        return self._wins[what]
+
 
 def _ways(x: Tensor) -> list[Multiply]:
     ways: list[Multiply] = [linear, transposed]
@@ -75,10 +84,14 @@ def _ways(x: Tensor) -> list[Multiply]:
 
 
 def _seconds(way: Multiply, x: Tensor, weight: Tensor) -> float:
-    """Return the best time of a few: others may be using the cores just now."""
+    return _best_time(lambda: way(x, weight))
+
+
+def _best_time(call: Callable[[], Tensor]) -> float:
+    """Return the best seconds of a few: others may be using the cores just now."""
     seconds = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        way(x, weight)
+        call()
         seconds.append(time.perf_counter() - began)
     return min(seconds)

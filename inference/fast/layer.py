@@ -99,6 +99,9 @@ class FastLayer(nn.Module):
             pieces = torch.split(h.flatten(0, 1)[None], ROWS_AT_ONCE, dim=1)
             done = [self._ours(piece, tokens, Parts.FFN) for piece in pieces]
             return torch.cat(done, dim=1).view_as(h)
+        return self._feed_forward(h)
+
+    def _feed_forward(self, h: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(self.post_attention_layernorm(h)).chunk(2, dim=-1)
         return h + cast(Tensor, self.down_proj(silu(gate) * up))
 
@@ -120,7 +123,24 @@ class FastLayer(nn.Module):
             return False
         if self.gate_up_proj.is_in_tiles:
             return positions <= MOST_POSITIONS and count <= MOST_ITEMS
-        return count <= FEW and self.gate_up_proj.prefers_ours(h.view(count, width))
+        if count > FEW:
+            return False
+        if not self.is_whole:  # trying out would sum over ranks
+            return self.gate_up_proj.prefers_ours(h.view(count, width))
+        return self._wins(h, tokens)
+
+    def _wins(self, h: Tensor, tokens: Tokens) -> bool:
+        """Return whether a branch of so many rows h (B, S, D) is faster by one call of ours.
+
+        That the other way is several calls counts as well: in a small model it is what counts.
+        """
+        count = h.shape[0] * h.shape[1]
+        what = h.dtype, self.gate_up_proj.packed.shape, 1 << (count - 1).bit_length()
+        return self.gate_up_proj.chooser.wins(
+            what,
+            lambda: self._run(Do.GATE_UP | Do.DOWN, h, tokens),
+            lambda: self._feed_forward(h),
+        )
 
     def _ours(self, h: Tensor, tokens: Tokens, parts: Parts) -> Tensor:
         """Return (B, S, D) by our kernels, which write to the cache themselves."""

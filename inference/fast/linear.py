@@ -30,7 +30,7 @@ class FastLinear(nn.Module):
 
     def __init__(self, packed: Packed, chooser: Chooser) -> None:
         super().__init__()
-        self.packed, self._chooser = packed, chooser
+        self.packed, self.chooser = packed, chooser
         self.struct: Weights | None = None
         self._arrays: tuple[Tensor | None, ...] = ()
         if packed.kind is not None:
@@ -52,7 +52,7 @@ class FastLinear(nn.Module):
     def _fastest(self, x: Tensor) -> Multiply | None:
         """Return the fastest way for rows x (n, K); None is our kernel."""
         tries_ours = self.packed.kind is not None and x.shape[0] <= FEW
-        return self._chooser.fastest(x, self.packed.data, ours=self.ours if tries_ours else None)
+        return self.chooser.fastest(x, self.packed.data, ours=self.ours if tries_ours else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., N) of x (..., K); not for two gated matrices in tiles."""

@@ -28,8 +28,9 @@ SIX = tiny_config(hidden_size=32, intermediate_size=48, num_hidden_layers=6)
 def all_kinds() -> Share:
     """Decide for it: every exit and length in turn, with and without a stop, plain steps too."""
     kinds = itertools.cycle(itertools.product((1, 3, 4), (0, 1, 5), (0.0, 0.4)))
-    looks = itertools.cycle((False, True, False))
-    return lambda _: (*next(kinds), 1.0, next(looks))
+    looks = itertools.cycle((False, False, True))
+    watches = itertools.cycle((True, True, False))
+    return lambda _: (*next(kinds), 1.0, next(looks), next(watches))
 
 
 def run(model: Llama, settings: Settings, prompt: Sequence[int] = PROMPT) -> Generation:

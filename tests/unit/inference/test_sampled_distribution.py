@@ -101,7 +101,7 @@ def _adaptive(*settings: tuple[int, int, float]) -> Callable[[Llama, Settings], 
 
     def bind(model: Llama, how: Settings) -> Decode:
         turns = itertools.cycle(settings)
-        controller = Controller(2, most=3, share=lambda _: (*next(turns), 1.0, True))
+        controller = Controller(2, most=3, share=lambda _: (*next(turns), 1.0, True, True))
         return lambda prompt: adaptive(model, prompt, controller=controller, settings=how)
 
     return bind
