@@ -2,7 +2,7 @@
 #                   or with DeepSpeed: make quickstart ENGINE=zero3
 # make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
 # make lint         ruff, mypy, shell syntax
-# make bench        the speed benchmarks, tables and JSON lines, in about 20 minutes (runs/benchmarks)
+# make bench        the speed benchmarks, tables and JSON lines, in about 22 minutes (runs/benchmarks)
 # make clean        delete the environment and all caches; runs/ and data/ stay
 #
 # Each makes the environment .venv first if it is missing or older than constraints.txt or
@@ -37,7 +37,7 @@ lint: $(DEV_STAMP)
 	@for script in .ci/run $(wildcard slurm/*.sh); do bash -n "$$script" || exit 1; done
 
 # Each claim has its script. What it prints is kept, so that a figure can be traced to its run.
-BENCHMARKS := savings exit_loss plain packed saving scale
+BENCHMARKS := savings exit_loss plain packed saving scale decode
 bench: $(STAMP)
 	@mkdir -p runs/benchmarks
 	@for name in $(BENCHMARKS); do \
