@@ -32,7 +32,8 @@ def save_picture(
     bars = axes.barh(names, values, xerr=errors, color=[_colour(each) for each in names])
     axes.bar_label(bars, [f"{row['times_hugging_face']:.1f}x" for row in shown], padding=4)
     for (precision, limit), style in zip(limits.items(), ("--", ":"), strict=False):
-        axes.axvline(limit, color="0.3", linestyle=style, label=f"memory, {precision}, one token a pass")
+        label = f"memory, {precision}, one token a pass"
+        axes.axvline(limit, color="0.3", linestyle=style, label=label)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.legend(frameon=False, loc="upper right")

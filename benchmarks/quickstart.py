@@ -260,7 +260,8 @@ def closing(report: Report, run_folder: Path, python: str) -> str:
 Picture and figures: {run_folder / "report.png"}, {run_folder / "report.json"}
 Training curves:     {tensorboard} --logdir {run_folder}   (see docs/tensorboard.md)
 Generate:            {python} -m inference generate {run_folder} prompt="def main(" \\
-                         strategy=self_speculative exit_layer={EXIT_LAYER} compare=true fuse=false"""
+                         strategy=self_speculative exit_layer={EXIT_LAYER} compare=true \\
+                         fuse=false"""
 
 
 if __name__ == "__main__":
