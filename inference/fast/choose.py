@@ -67,7 +67,7 @@ class Chooser:
     def wins(
         self, what: tuple[Hashable, ...], ours: Callable[[], Tensor], theirs: Callable[[], Tensor]
     ) -> bool:
-        """Return whether ours is the faster of two ways to do the same, the first time by trial."""
+        """Return whether ours is the faster of two ways to make (B, S, D), at first by trial."""
         if what not in self._wins:
             self._wins[what] = _best_time(ours) <= _best_time(theirs)
         return self._wins[what]
