@@ -29,7 +29,8 @@ def parse_with_decoding(
 ) -> tuple[T, GenerateConfig]:
     """Return a command's own config, and that of the decoding it is about, from one line of keys.
 
-    Keys that are not the command's are those of `generate`.
+    Keys that are not the command's are those of `generate`, which is also told the prompts, and to
+    write JSON, as a batch needs.
 
     Args:
         cls: the command's dataclass.
@@ -49,7 +50,9 @@ def parse_with_decoding(
             remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise ValueError(f"{override}: unknown key {key}; {remedy}")
         (mine if key in own else rest).append(override)
-    config, decoding = load(cls, None, mine), parse_generate([*rest, *implied])
+    named = [each for each in overrides if each.startswith("prompts=")]
+    told = [*rest, *named[-1:], "output=json", *implied]
+    config, decoding = load(cls, None, mine), parse_generate(told)
     if decoding.ranks == "data":
         raise ValueError("ranks=data: measuring works in one process; leave it out")
     return config, decoding

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from models.config import LlamaConfig
+from models.config import LlamaConfig, RopeScaling
 from models.init import init_weights
 from models.llama import Llama
 
@@ -30,3 +30,15 @@ def tiny_llama(
     model = Llama(config).to(dtype)
     init_weights(model, config, seed=seed)
     return model
+
+
+VARIANTS = {
+    "all heads": tiny_config(num_key_value_heads=4),
+    "one kv head, tied": tiny_config(num_key_value_heads=1, head_dim=24, tie_word_embeddings=True),
+    "biases, two layers": tiny_config(attention_bias=True, mlp_bias=True, num_hidden_layers=2),
+    "llama3 rope, seven layers": tiny_config(
+        rope_scaling=RopeScaling(factor=8.0, original_max_position_embeddings=16),
+        num_hidden_layers=7,
+    ),
+}
+"""Shapes that every way of decoding has to be right for."""

@@ -40,9 +40,7 @@ def parse_bench(overrides: Sequence[str]) -> tuple[BenchConfig, GenerateConfig]:
     Raises:
         ValueError: if a key is unknown or a value does not fit.
     """
-    named = [each for each in overrides if each.startswith("prompts=")]
-    implied = [*named[-1:], "output=json"]  # as a batch needs
-    config, decoding = parse_with_decoding(BenchConfig, overrides, implied=implied)
+    config, decoding = parse_with_decoding(BenchConfig, overrides)
     if config.picture is not None and decoding.strategy not in ("self_speculative", "adaptive"):
         raise ValueError(
             f"picture={config.picture} would be empty with strategy={decoding.strategy}: nothing "

@@ -45,9 +45,7 @@ def parse_sweep(overrides: Sequence[str]) -> tuple[SweepConfig, GenerateConfig]:
     Raises:
         ValueError: if a key is unknown or a value does not fit.
     """
-    named = [each for each in overrides if each.startswith("prompts=")]
-    implied = [*named[-1:], "output=json"]  # as a batch needs
-    config, decoding = parse_with_decoding(SweepConfig, overrides, implied=implied)
+    config, decoding = parse_with_decoding(SweepConfig, overrides)
     check_decoding(decoding)
     return config, decoding
 

@@ -56,8 +56,7 @@ def parse_tune(overrides: Sequence[str]) -> tuple[TuneConfig, GenerateConfig]:
     Raises:
         ValueError: if a key is unknown or a value does not fit.
     """
-    named = [each for each in overrides if each.startswith("prompts=")]
-    implied = [*named[-1:], "output=json"]  # as a batch needs
+    implied = list[str]()
     if not any(each.startswith("max_new_tokens=") for each in overrides):
         implied.append(f"max_new_tokens={DEFAULT_TOKENS}")
     config, decoding = parse_with_decoding(TuneConfig, overrides, implied=implied)

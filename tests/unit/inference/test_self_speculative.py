@@ -9,10 +9,10 @@ from torch import nn
 from inference.generate import autoregressive
 from inference.generation import Generation, Settings
 from inference.self_speculative import self_speculative
-from models.config import LlamaConfig, RopeScaling
+from models.config import LlamaConfig
 from models.llama import Llama
 from models.plan import full
-from tests.tiny import tiny_config
+from tests.tiny import VARIANTS, tiny_config
 
 Quiet = Callable[..., Llama]
 PROMPT = [3, 14, 15, 92, 65, 35, 89]
@@ -45,19 +45,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(
         assert _speculated(model, exit_layer, drafts, settings).token_ids == expected, drafts
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        tiny_config(num_key_value_heads=4),
-        tiny_config(num_key_value_heads=1, head_dim=24, tie_word_embeddings=True),
-        tiny_config(attention_bias=True, mlp_bias=True, num_hidden_layers=2),
-        tiny_config(
-            rope_scaling=RopeScaling(factor=8.0, original_max_position_embeddings=16),
-            num_hidden_layers=7,
-        ),
-    ],
-    ids=["all heads", "one kv head, tied", "biases, two layers", "llama3 rope, seven layers"],
-)
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_of_the_model_is_lossless(quiet_llama: Quiet, config: LlamaConfig) -> None:
     model, settings = quiet_llama(0.2, config=config, seed=1), Settings(max_new_tokens=18)
     expected = _oracle(model, settings)
