@@ -1,5 +1,6 @@
 """Real process groups in tests: `run_ranks(fn, *args, world=2)`."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ GRACE_SECONDS = 2.0
 
 
 class RankError(AssertionError):
-    """The earliest traceback of any rank."""
+    """The tracebacks of all ranks that failed, the earliest first."""
 
 
 def run_ranks(
@@ -28,15 +29,16 @@ def run_ranks(
     """Run fn(*args) in `world` forked processes that share a gloo group; return each rank's result.
 
     Inside, `torch.distributed` is initialised (unless group=False) with a file store, so that no
-    port is raced for. When a rank raises, the others are killed shortly after and the earliest
-    traceback is raised here; a hang is ended after `timeout` seconds.
+    port is raced for. When a rank raises, the others are killed shortly after; a hang is ended
+    after `timeout` seconds. All tracebacks, and the stacks of who was killed, are raised here, the
+    earliest first.
     """
     with tempfile.TemporaryDirectory() as folder:
         pids = [_fork(rank, world, folder, fn, args, group) for rank in range(world)]
         _wait(dict(enumerate(pids)), timeout, Path(folder))
         failures = sorted(Path(folder).glob("failed_*"), key=lambda p: p.stat().st_mtime_ns)
         if failures:
-            raise RankError(f"[{failures[0].name}]\n{failures[0].read_text()}")
+            raise RankError("\n".join(f"[{file.name}]\n{file.read_text()}" for file in failures))
         return [
             torch.load(Path(folder) / f"result_{rank}", weights_only=True) for rank in range(world)
         ]
@@ -64,6 +66,8 @@ def _rank(
     rank: int, world: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...], group: bool
 ) -> None:
     torch.set_num_threads(1)
+    stacks = (Path(folder) / f"stacks_{rank}").open("w")
+    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     if group:
         dist.init_process_group(
@@ -95,8 +99,16 @@ def _wait(pids: dict[int, int], timeout: float, folder: Path) -> None:
                     failed.write_text(f"ended with wait status {status} and left no traceback")
         if pids and time.monotonic() > deadline:
             for rank, pid in pids.items():
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                (folder / f"failed_{rank}_killed").write_text("killed: still running")
+                (folder / f"failed_{rank}_killed").write_text(_kill(pid, folder / f"stacks_{rank}"))
             return
         time.sleep(0.01)
+
+
+def _kill(pid: int, stacks: Path) -> str:
+    """End a rank that is still running; say where it was, if it can still tell."""
+    os.kill(pid, signal.SIGUSR2)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    where = stacks.read_text() if stacks.exists() else ""
+    return f"killed: still running\n{where}"

@@ -11,9 +11,13 @@ from trainer.__main__ import main
 pytestmark = pytest.mark.e2e
 
 
+LARGEST_FILE = 20_000
+"""Bytes: more than the file through which the ranks find each other, less than a shard."""
+
+
 def _train_while_rank_1_cannot_write(config: str) -> str:
     if os.environ["RANK"] == "1":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, resource.RLIM_INFINITY))
     try:
         main([config])
     except RuntimeError as error:
