@@ -11,8 +11,10 @@ from typing import Literal, TextIO, cast
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.rendezvous import rendezvous
 
 from parallel.host_memory import keep_host_memory
+from parallel.meeting import meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ def start(*, device: Literal["auto", "cpu"] = "auto", timeout_seconds: float = 6
     if not dist.is_initialized():
         timeout = timedelta(seconds=timeout_seconds)
         if _has_torchrun():
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+            own = meet(store, rank, size, timeout_seconds)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
         else:
             dist.init_process_group(
                 backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
