@@ -67,7 +67,11 @@ class ParallelConfig:
     compile: bool = False
     """Compile the layer with torch.compile; one graph serves all layers and plans."""
     timeout_seconds: float = 600.0
-    """How long a collective may wait for a missing rank before every rank is stopped."""
+    """How long a step may take, from the second on, and a collective in it may wait for a missing
+    rank, before every rank writes down where it stands and stops."""
+    long_timeout_seconds: float = 1800.0
+    """The same for what takes longer: the start, the first step (which compiles), validation,
+    writing a checkpoint."""
 
     def __post_init__(self) -> None:
         if self.fsdp is not None and self.zero is not None:
@@ -82,6 +86,11 @@ class ParallelConfig:
         if self.timeout_seconds <= 0:
             raise ValueError(
                 f"parallel.timeout_seconds must be positive, got {self.timeout_seconds}"
+            )
+        if self.long_timeout_seconds < self.timeout_seconds:
+            raise ValueError(
+                f"parallel.long_timeout_seconds {self.long_timeout_seconds} is less than "
+                f"parallel.timeout_seconds {self.timeout_seconds}: raise it, or lower the other"
             )
 
     @property

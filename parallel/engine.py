@@ -44,6 +44,17 @@ class Engine(Protocol):
         """Update the parameters, forget the gradients."""
         ...
 
+    def forget(self) -> None:
+        """Drop the gradients of the step instead of updating with them; nothing else changes."""
+        ...
+
+    def broken_gradients(self) -> list[str]:
+        """Return the parameters, in the model's order, whose gradients here are not all finite.
+
+        Here means in this rank's shards, of the sum over ranks. To be asked after `grad_norm`.
+        """
+        ...
+
     def before_update(self, job: Callable[[], object]) -> None:
         """Call a job at the start of every `step`, while the state is still the last one's."""
         ...

@@ -28,10 +28,8 @@ def together(job: Callable[[], T], what: str, *, group: dist.ProcessGroup | None
     except BaseException as error:
         outcome = error
     failed = isinstance(outcome, BaseException)
-    reports: list[str | None] = [None] * dist.get_world_size()
     mine = f"{type(outcome).__name__}: {outcome}" if failed else None
-    dist.all_gather_object(reports, mine, group=group)
-    for rank, report in enumerate(reports):
+    for rank, report in enumerate(all_ranks(mine, group=group)):
         if report is not None:
             raise RuntimeError(f"{what} failed on rank {rank}: {report}")
     return cast(T, outcome)
@@ -47,14 +45,25 @@ def check_equal(value: object, what: str) -> None:
     Raises:
         RuntimeError: on every rank, naming the first that differs from rank 0.
     """
-    digests: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, hashlib.blake2b(repr(value).encode()).hexdigest())
+    digests = all_ranks(hashlib.blake2b(repr(value).encode()).hexdigest())
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             raise RuntimeError(
                 f"{what} differ on rank {rank} from those of rank 0: give every rank the same "
                 "command and files"
             )
+
+
+def all_ranks(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return every rank's value, in the order of ranks; for what is small and seldom.
+
+    It travels pickled, within our own process group.
+    """
+    everyone: list[Any] = [None] * dist.get_world_size()
+    if len(everyone) == 1:
+        return [value]
+    dist.all_gather_object(everyone, value, group=group)
+    return everyone
 
 
 def gather_to_first(values: Sequence[T]) -> list[list[T]]:

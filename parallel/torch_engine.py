@@ -6,6 +6,7 @@ use: a fifth of a step on a CPU.
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from math import inf
 from typing import cast
 
 import torch
@@ -24,6 +25,7 @@ from models.ranges import in_ranges, named
 from models.tokens import Tokens
 from parallel.config import ParallelConfig
 from parallel.fill import Fill
+from parallel.finite import is_broken
 from parallel.fsdp import copy_shard, make_mesh, shard
 from parallel.recompute import recomputed_call
 from parallel.world import World
@@ -95,7 +97,9 @@ class TorchEngine:
         with named("reduction"):
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if max_norm is not None and whole > max_norm:  # a pass over all gradients, mostly spared
+        if (
+            max_norm is not None and max_norm < whole < inf
+        ):  # a pass over all gradients, mostly spared
             clip_grads_with_norm_(parameters, max_norm, norm)
         for parameter in parameters:
             if parameter.grad is None:
@@ -115,6 +119,15 @@ class TorchEngine:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         self._is_stale = True
+
+    def forget(self) -> None:
+        """Drop the gradients of the step instead of updating with them; nothing else changes."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def broken_gradients(self) -> list[str]:
+        """Return the parameters whose gradients in this rank's shards are not all finite."""
+        gradients = {name: p.grad for name, p in self._masters.named_parameters()}
+        return [name for name, grad in gradients.items() if grad is not None and is_broken(grad)]
 
     def before_update(self, job: Callable[[], object]) -> None:
         """Call a job at the start of every `step`, while the state is still the last one's."""

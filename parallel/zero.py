@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
+from math import inf
 from typing import Any
 
 import deepspeed
@@ -121,11 +122,11 @@ class ZeroEngine:
         with named("reduction"):
             self._engine.set_gradient_accumulation_boundary(True)
             self._stage.finish()
-            mine = list(self._stage.gradients())
+            mine = list(chain.from_iterable(self._stage.gradients()))
             square = torch.stack([_square_norm(part) for part in mine]).sum()
             dist.all_reduce(square)
             norm = float(square.sqrt())
-        if max_norm is not None and norm > max_norm:
+        if max_norm is not None and max_norm < norm < inf:
             torch._foreach_mul_(mine, max_norm / (norm + 1e-6))
         return norm
 
@@ -139,6 +140,22 @@ class ZeroEngine:
             self._engine.step()
             self._stage.forget()
             self._engine.set_gradient_accumulation_boundary(False)
+
+    def forget(self) -> None:
+        """Drop the gradients of the step instead of updating with them; nothing else changes."""
+        self._stage.drop()
+        self._stage.forget()
+        self._engine.set_gradient_accumulation_boundary(False)
+
+    def broken_gradients(self) -> list[str]:
+        """Return the parameters whose gradients in this rank's ranges are not all finite."""
+        groups = self._stage.gradients()
+        finite = [torch.cat([p.isfinite().flatten() for p in parts]) for parts in groups]
+        return [
+            name
+            for name, place in self._places.items()
+            if not finite[place.group].narrow(0, place.offset, place.count).all()
+        ]
 
     def before_update(self, job: Callable[[], object]) -> None:
         """Call a job at the start of every `step`, while the state is still the last one's."""

@@ -6,11 +6,11 @@ groups and give each rank a range of every group.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol
 
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import Tensor, nn
 
 
@@ -46,8 +46,11 @@ class Stage(Protocol):
         """Reduce what is not reduced yet; then `gradients` are the step's."""
         ...
 
-    def gradients(self) -> Iterator[Tensor]:
-        """Yield this rank's gradients (any shape), each element of the model on one rank only."""
+    def gradients(self) -> Iterator[Sequence[Tensor]]:
+        """Yield this rank's gradients of each group, in parts (any shape) that follow one another.
+
+        Each element of the model is on one rank only.
+        """
         ...
 
     def refresh(self) -> None:
@@ -56,6 +59,10 @@ class Stage(Protocol):
 
     def forget(self) -> None:
         """Clear after an update what DeepSpeed would take for gradients of the next step."""
+        ...
+
+    def drop(self) -> None:
+        """Do what DeepSpeed does at the end of an update, without the update."""
         ...
 
 
@@ -81,7 +88,7 @@ class _SumOfRanks:
         else:
             self._engine.allreduce_gradients()
 
-    def gradients(self) -> Iterator[Tensor]:
+    def gradients(self) -> Iterator[Sequence[Tensor]]:
         return _gradients(self._zero, self.masters, on_host=self._zero.cpu_offload)
 
     def refresh(self) -> None:
@@ -90,8 +97,19 @@ class _SumOfRanks:
     def forget(self) -> None:
         if self._zero.cpu_offload:
             # Only gradients that were reduced are copied there; others would be used once more.
-            for gradient in _on_host(self.masters):
+            for (gradient,) in _on_host(self.masters):
                 gradient.zero_()
+
+    def drop(self) -> None:
+        zero = self._zero
+        zero.micro_step_id = INITIAL_MICRO_STEP_ID
+        zero._release_preflattened_grad_buffers()
+        zero.zero_grad(set_to_none=True)
+        if zero.cpu_offload:
+            zero._offload_accumulated_param_ids = set()
+            zero.reset_cpu_buffers()
+        for group in zero.averaged_gradients:
+            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
 
 class _Stage3:
@@ -117,10 +135,10 @@ class _Stage3:
             # DeepSpeed would copy only what was reduced, and leave old gradients in the rest.
             sizes = [len(master) for master in self.masters]
             parts = self._zero.grad_partitions_flat_buffer.split(sizes)
-            for gradient, part in zip(_on_host(self.masters), parts, strict=True):
+            for (gradient,), part in zip(_on_host(self.masters), parts, strict=True):
                 gradient.copy_(part)
 
-    def gradients(self) -> Iterator[Tensor]:
+    def gradients(self) -> Iterator[Sequence[Tensor]]:
         return _gradients(self._zero, self.masters, on_host=self._zero.offload_optimizer)
 
     def refresh(self) -> None:
@@ -137,6 +155,11 @@ class _Stage3:
         """
         self._zero.grad_partitions_flat_buffer.zero_()
 
+    def drop(self) -> None:
+        self._zero.zero_grad(set_to_none=True)
+        self._zero.reset_cpu_buffers()
+        self._zero.averaged_gradients.clear()
+
 
 def stage_of(engine: DeepSpeedEngine) -> Stage:
     """Return the face of the optimizer that DeepSpeed has chosen."""
@@ -145,16 +168,18 @@ def stage_of(engine: DeepSpeedEngine) -> Stage:
     return _SumOfRanks(engine)
 
 
-def _gradients(zero: Any, masters: Sequence[Tensor], *, on_host: bool) -> Iterator[Tensor]:
-    """Yield the gradients (any shape) of an optimizer, from where it keeps them."""
-    return _on_host(masters) if on_host else chain.from_iterable(zero.averaged_gradients.values())
+def _gradients(
+    zero: Any, masters: Sequence[Tensor], *, on_host: bool
+) -> Iterator[Sequence[Tensor]]:
+    """Yield each group's gradients (any shape) of an optimizer, from where it keeps them."""
+    return _on_host(masters) if on_host else iter(zero.averaged_gradients.values())
 
 
-def _on_host(masters: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the gradients (N,) of masters in host memory."""
+def _on_host(masters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Yield the gradient (N,) of each master in host memory."""
     for master in masters:
         assert master.grad is not None, "DeepSpeed makes it when it starts"
-        yield master.grad
+        yield [master.grad]
 
 
 def _linked(parameter: nn.Parameter) -> Place:

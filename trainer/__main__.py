@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> None:
     if "--check" in flags:
         sys.stdout.write(check_report(config))
         return
-    world = start(device=config.parallel.device, timeout_seconds=config.parallel.timeout_seconds)
+    world = start(
+        device=config.parallel.device, timeout_seconds=config.parallel.long_timeout_seconds
+    )
     train(build_run(config, world))
     stop()
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from models.hf import load_weights, read_config
 from models.hf_config import config_to_hf
 from models.init import Assign, init_weights
 from models.llama import Llama
+from parallel.agree import agree_on_settings
 from parallel.checkpoint import (
     MODEL,
     OPTIMIZER,
@@ -26,11 +27,14 @@ from parallel.checkpoint import (
 )
 from parallel.engine import Engine, build_engine
 from parallel.reduce import on_first_rank
+from parallel.timeouts import Group, open_groups, set_timeout
 from parallel.world import World
 from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
 from trainer.optim import build_adamw
 from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
+from trainer.same_start import config_settings, data_settings
+from trainer.spikes import SpikeState, jump, spike_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,10 @@ class Run:
     first_step: int
     """Optimiser steps that are done already."""
     tokens_seen: int
+    spikes: SpikeState
+    """What is remembered of the steps that are done."""
+    step_groups: tuple[Group, ...]
+    """Process groups whose collectives a step waits for."""
     lock: TextIO | None
     """Held open by rank 0 while the run folder is in use."""
 
@@ -68,8 +76,9 @@ def build_run(config: PretrainConfig, world: World) -> Run:
 
     Raises:
         ValueError: if config, data and checkpoint do not fit together.
-        RuntimeError: if a checkpoint is not complete.
+        RuntimeError: if a checkpoint is not complete, or ranks were started differently.
     """
+    agree_on_settings("config", config_settings(config))
     shape = model_config(config)
     config.batch.check_ranks(world.size)
     check_user_config(config.parallel, config.deepspeed_keys(world.size))
@@ -84,6 +93,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         if (Path(config.run_folder) / CONFIG).is_file():  # a converted checkpoint has none
             check_resumable(config)
     data_folder = on_first_rank(lambda: prepare(config.data))
+    agree_on_settings("data", data_settings(data_folder, newest))
     _check_vocabulary(data_folder, shape)
     with torch.device("meta"):
         model = Llama(shape)
@@ -94,13 +104,13 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         fill=lambda sharded, assign: _fill(sharded, assign, config),
         make_optimizer=lambda sharded: build_adamw(sharded, config.optim),
     )
+    step_groups = open_groups()  # not yet that of checkpoints, which may wait for slow disks
+    set_timeout(step_groups, config.parallel.long_timeout_seconds)
     state: dict[str, Any] = {"step": 0, "tokens_seen": 0}
     if newest is not None:
-        state = read_state(newest)
+        state = _read_into(engine, newest)
         if "data" in state:
             _check_data(state["data"], data_folder, newest)
-        read_tensors(newest, MODEL, engine.weights())
-        read_tensors(newest, OPTIMIZER, engine.optimizer_state())
     if world.is_first and not (Path(config.run_folder) / CONFIG).is_file():
         describe_run(config)
     return Run(
@@ -119,7 +129,45 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         ),
         first_step=state["step"],
         tokens_seen=state["tokens_seen"],
+        spikes=spike_state(state.get("spikes")),
+        step_groups=step_groups,
         lock=lock,
+    )
+
+
+def _read_into(engine: Engine, checkpoint: Path) -> dict[str, Any]:
+    """Give an engine the weights and moments of a checkpoint; return the rest of its state."""
+    state = read_state(checkpoint)
+    read_tensors(checkpoint, MODEL, engine.weights())
+    read_tensors(checkpoint, OPTIMIZER, engine.optimizer_state())
+    return state
+
+
+def go_back(run: Run, spikes: SpikeState, *, spike_step: int) -> Run:
+    """Return the run as it was at its newest checkpoint, to go on with the data after a spike.
+
+    Args:
+        run: its engine has forgotten the gradients of the spike.
+        spikes: what is remembered now.
+        spike_step: the optimiser step (from 0) whose update was left out.
+
+    Raises:
+        RuntimeError: if there is no checkpoint yet.
+    """
+    run.checkpointer.wait()
+    newest = latest(checkpoints_folder(run.config))
+    if newest is None:
+        raise RuntimeError(
+            f"step {spike_step} is to be rolled back, but there is no checkpoint yet: lower "
+            f"checkpoint.every, now {run.config.checkpoint.every}, or set spikes.policy=skip"
+        )
+    state = _read_into(run.engine, newest)
+    before = spike_state(state.get("spikes"))
+    return replace(
+        run,
+        first_step=state["step"],
+        tokens_seen=state["tokens_seen"],
+        spikes=jump(before, spikes, step=state["step"], spike=spike_step),
     )
 
 
@@ -159,7 +207,7 @@ def _loader(config: PretrainConfig, data_folder: Path, split: str) -> Loader:
     )
 
 
-def save(run: Run, step: int, tokens_seen: int) -> None:
+def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState) -> None:
     """Save a checkpoint after `step` steps: weights, optimizer, position, config, tokenizer."""
 
     def write_extras(folder: Path) -> None:
@@ -174,6 +222,7 @@ def save(run: Run, step: int, tokens_seen: int) -> None:
             "tokens_seen": tokens_seen,
             "world_size": run.world.size,
             "data": run.data_folder.name,
+            **({"spikes": spikes.as_json()} if spikes != SpikeState() else {}),
         },
         write_extras,
     )

@@ -11,6 +11,7 @@ from trainer.optim import OptimConfig
 from trainer.profile import STEPS as PROFILE_STEPS
 from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig, ScheduleConfig
 from trainer.schedule import check_schedule
+from trainer.spikes import SpikesConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +109,8 @@ class PretrainConfig:
     """Stochastic depth; absent: every layer always runs."""
     exit_loss: ExitLossConfig | None = None
     """Early-exit loss; absent: only the last layer has a loss."""
+    spikes: SpikesConfig | None = None
+    """What to do about loss spikes; absent: numbers that are not finite stop the run."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Devices, precision and sharding."""
     validate: ValidateConfig = field(default_factory=ValidateConfig)

@@ -1,58 +1,90 @@
 """The training loop: step, log, validate, save, stop."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from data_pipelines.loader import Batch, prefetch
-from models.flops import flop_fraction, flops_of_plan
-from models.plan import LayerPlan, Rows
+from models.plan import LayerPlan
 from models.ranges import named
-from trainer.build import Run, save
-from trainer.device_peaks import device_peak, peak_memory
+from parallel.timeouts import set_timeout
+from trainer.build import Run, go_back, save
 from trainer.exit_weights import exit_weights
-from trainer.layer_dropout import drop_probabilities, plan_step
-from trainer.metrics import StepMetrics
+from trainer.layer_dropout import plan_step
+from trainer.metrics import SpikeMetrics, ValidMetrics
 from trainer.observe import Observers
 from trainer.profile import each_named, profiled
 from trainer.schedule import learning_rate
 from trainer.signals import StopRequest
+from trainer.spikes import SpikeState, data_step, find_spike
 from trainer.step import StepResult, train_step
+from trainer.step_record import settle, step_metrics
 from trainer.validate import validate
+from trainer.watchdog import Watchdog
 
 
 def train(run: Run) -> None:
     """Train to the last step, or until a signal asks to stop; save in both cases.
 
     Raises:
-        RuntimeError: on all ranks, if ranks disagree or numbers are not finite.
+        RuntimeError: on all ranks, if ranks disagree, numbers are not finite, or spikes are too
+            many.
+        ConnectionError: if a rank does not answer.
     """
     config, stop = run.config, StopRequest()
-    step, tokens_seen = run.first_step, run.tokens_seen
-    profiling = profiled(Path(config.run_folder), run.world.rank, enabled=config.profile)
-    with Observers(run) as observers, profiling as end_profiled_step:
+    folder, parallel = Path(config.run_folder), config.parallel
+    profiling = profiled(folder, run.world.rank, enabled=config.profile)
+    watchdog = Watchdog(
+        folder,
+        run.world,
+        seconds=parallel.timeout_seconds,
+        long_seconds=parallel.long_timeout_seconds,
+    )
+    leg: Leg | None = Leg(run)
+    with watchdog, profiling as end_profiled_step:
+        while leg is not None:
+            leg = _train(leg, stop, watchdog, end_profiled_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """A run from its beginning or a checkpoint on, until its end or until it goes back."""
+
+    run: Run
+    spikes: tuple[SpikeMetrics, ...] = ()
+    """What it has gone back from that its checkpoint does not know of."""
+
+
+def _train(
+    leg: Leg, stop: StopRequest, watchdog: Watchdog, end_profiled_step: Callable[[], object]
+) -> Leg | None:
+    """Train until the end, or until a spike asks to go back; return what to go on with then."""
+    run, config = leg.run, leg.run.config
+    step, tokens_seen, spikes = run.first_step, run.tokens_seen, run.spikes
+    with Observers(run) as observers:
+        for known in leg.spikes:
+            observers.spike(known)
         for batches in each_named("data", prefetch(_batches(run), depth=2)):
             began = time.perf_counter()
             with named("plan"):
                 plans, weights = plan_microbatches(run, step, batches)
+            watchdog.begin(f"step {step}", plans, long=step == run.first_step)
             log = _is_due(step + 1, config.log_every, config.steps)
-            result = train_step(
-                run.engine,
-                batches,
-                plans,
-                weights,
-                step=step,
-                learning_rate=learning_rate(config.schedule, config.optim.lr, step, config.steps),
-                clip_norm=config.optim.clip_norm,
-                chunk_tokens=config.loss_chunk_tokens,
-                device=run.world.device,
-                stop=stop.is_set or run.checkpointer.failed,  # `save` then says what failed
-                measure=log,
-            )
+            # What failed in the background is said by the next `save`.
+            asked = stop.is_set or run.checkpointer.failed
+            result = _step(run, spikes, step, batches, plans, weights, stop=asked, measure=log)
+            if step == run.first_step:
+                set_timeout(run.step_groups, config.parallel.timeout_seconds)
+            spikes, spike = settle(config.spikes, spikes, step, result)
+            if spike is not None and spike.policy == "rollback":
+                watchdog.begin(f"going back from step {step}", long=True)
+                return _back(leg, spikes, spike)
             seconds = time.perf_counter() - began
-            step, tokens_seen = step + 1, tokens_seen + result.valid_tokens
+            step, tokens_seen = step + 1, tokens_seen + result.trained_tokens
+            if spike is not None:
+                observers.spike(spike)
             if log:
                 observers.train(
                     step_metrics(run, step, plans[0], weights, result, seconds, tokens_seen)
@@ -60,24 +92,67 @@ def train(run: Run) -> None:
             else:
                 observers.advance(step)
             if _is_due(step, config.validate.every, config.steps):
-                observers.valid(
-                    validate(
-                        run.engine,
-                        run.valid,
-                        run.world,
-                        step=step,
-                        sequences=config.validate.sequences,
-                        chunk_tokens=config.loss_chunk_tokens,
-                    )
-                )
+                watchdog.begin(f"the validation after step {step - 1}", long=True)
+                observers.valid(_validate(run, step))
             if result.stop or _is_due(step, config.checkpoint.every, config.steps):
+                watchdog.begin(f"the checkpoint after step {step - 1}", long=True)
                 with named("checkpoint"):
-                    save(run, step, tokens_seen)
+                    save(run, step, tokens_seen, spikes)
             end_profiled_step()
+            watchdog.begin(f"waiting for the data of step {step}")
             if result.stop:
                 break
+        watchdog.begin("the last checkpoint", long=True)
         run.checkpointer.wait()
         observers.finished = step == config.steps
+    return None
+
+
+def _back(leg: Leg, spikes: SpikeState, spike: SpikeMetrics) -> Leg:
+    run = go_back(leg.run, spikes, spike_step=spike.spike_step - 1)
+    first = run.first_step + 1
+    lost = (known for known in leg.spikes if known.step >= first)
+    return Leg(run, (*lost, replace(spike, step=first)))
+
+
+def _step(
+    run: Run,
+    spikes: SpikeState,
+    step: int,
+    batches: Sequence[Batch],
+    plans: Sequence[LayerPlan],
+    weights: dict[int, float],
+    *,
+    stop: bool,
+    measure: bool,
+) -> StepResult:
+    config = run.config
+    return train_step(
+        run.engine,
+        batches,
+        plans,
+        weights,
+        step=step,
+        learning_rate=learning_rate(config.schedule, config.optim.lr, step, config.steps),
+        clip_norm=config.optim.clip_norm,
+        chunk_tokens=config.loss_chunk_tokens,
+        device=run.world.device,
+        stop=stop,
+        measure=measure,
+        judge=None if config.spikes is None else partial(find_spike, config.spikes, spikes),
+        left_out=len(spikes.left_out),
+    )
+
+
+def _validate(run: Run, step: int) -> ValidMetrics:
+    return validate(
+        run.engine,
+        run.valid,
+        run.world,
+        step=step,
+        sequences=run.config.validate.sequences,
+        chunk_tokens=run.config.loss_chunk_tokens,
+    )
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
@@ -88,7 +163,7 @@ def _batches(run: Run) -> Iterator[list[Batch]]:
     """Yield this rank's microbatches of each step that is left."""
     mine = range(run.world.rank, run.config.batch.num_microbatches, run.world.size)
     for step in range(run.first_step, run.config.steps):
-        yield [run.train.microbatch(step, index) for index in mine]
+        yield [run.train.microbatch(data_step(run.spikes, step), index) for index in mine]
 
 
 def plan_microbatches(
@@ -111,49 +186,3 @@ def plan_microbatches(
         for index, batch in enumerate(batches)
     ]
     return plans, weights
-
-
-def step_metrics(
-    run: Run,
-    step: int,
-    plan: LayerPlan,
-    weights: dict[int, float],
-    result: StepResult,
-    seconds: float,
-    tokens_seen: int,
-) -> StepMetrics:
-    """Return what a finished step is remembered by; `plan` is that of any microbatch of it."""
-    config, model, rows = run.config, run.model_config, run.config.batch.micro_size
-    recipe = {
-        "num_layers": model.num_hidden_layers,
-        "step": step - 1,
-        "total_steps": config.steps,
-    }
-    ran = {v.layer: v.gate.rows.numel() if isinstance(v.gate, Rows) else rows for v in plan.visits}
-    flops = config.batch.num_microbatches * flops_of_plan(
-        plan,
-        model,
-        rows=rows,
-        seq_len=config.data.seq_len,
-        num_exits_unembedded=len(weights),
-        backward=True,
-    )
-    peak = device_peak(run.world.device, getattr(torch, config.parallel.precision))
-    return StepMetrics(
-        step=step,
-        loss=result.loss,
-        loss_per_exit=result.loss_per_exit,
-        exit_weights=weights,
-        agreement_per_exit=result.agreement_per_exit,
-        drop_probability=drop_probabilities(config.layer_dropout, **recipe),
-        drop_rate=[1 - ran.get(layer, 0) / rows for layer in range(model.num_hidden_layers)],
-        active_exits=list(weights),
-        flop_fraction=flop_fraction(plan, model, rows, config.data.seq_len),
-        grad_norm=result.grad_norm,
-        learning_rate=learning_rate(config.schedule, config.optim.lr, step - 1, config.steps),
-        step_seconds=seconds,
-        tokens_per_second=result.valid_tokens / seconds,
-        tokens_seen=tokens_seen,
-        mfu=None if peak is None else flops / seconds / (peak * run.world.size),
-        memory_bytes=peak_memory(run.world.device),
-    )

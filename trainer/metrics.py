@@ -4,6 +4,7 @@ Exits are named 1..L, L being the real output; layers 0..L-1. A step is a finish
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -71,6 +72,29 @@ class ValidMetrics:
     """Wall time of the pass."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SpikeMetrics:
+    """A step whose update was left out."""
+
+    step: int
+    """The step whose update was skipped; after going back, the first step that is done anew."""
+    policy: str
+    """What was done: "skip" or "rollback"."""
+    reason: str
+    """What made it a spike."""
+    spike_step: int
+    """The step that the spike was in; where it went back, it counts from the checkpoint again."""
+    data_step: int
+    """Whose data (from 0) it was; with what went back, it is not seen again before the next epoch.
+    """
+    loss: float
+    """As in `StepMetrics`."""
+    grad_norm: float
+    """As in `StepMetrics`."""
+    left_out: int
+    """How many updates of late were left out, this one included."""
+
+
 class MetricsWriter:
     """Appends to `metrics.jsonl`; a run that is killed and resumed leaves one curve."""
 
@@ -105,9 +129,15 @@ class MetricsWriter:
         """Append one validation line."""
         self._write("valid", metrics)
 
-    def _write(self, kind: str, metrics: StepMetrics | ValidMetrics) -> None:
+    def spike(self, metrics: SpikeMetrics) -> None:
+        """Append the line of a step whose update was left out."""
+        self._write("spike", metrics)
+
+    def _write(self, kind: str, metrics: StepMetrics | ValidMetrics | SpikeMetrics) -> None:
         line = {"kind": kind} | _json_ready(dataclasses.asdict(metrics))
-        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        row = (json.dumps(line, allow_nan=False) + "\n").encode()
+        if self._file.write(row) != len(row):  # a disk may fill in the middle of a line
+            raise OSError(errno.ENOSPC, "no room for a whole line", str(self.path))
 
     def close(self) -> None:
         """Close the file."""
@@ -128,8 +158,9 @@ def _json_ready(value: Any) -> Any:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl`, oldest first, exits as integers.
 
-    Each has `kind`, "train" or "valid", and the fields of `StepMetrics` or `ValidMetrics`; a
-    value that was not finite is None. A torn last line, left by a killed run, is ignored.
+    Each has `kind`, "train", "valid" or "spike", and the fields of `StepMetrics`, `ValidMetrics` or
+    `SpikeMetrics`; a value that was not finite is None. A torn last line, left by a killed run, is
+    ignored.
 
     Raises:
         ValueError: a line before the last is not JSON.

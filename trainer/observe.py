@@ -1,14 +1,25 @@
 """Everything that watches a run, on rank 0: metrics.jsonl, TensorBoard, the console."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from trainer.build import Run
-from trainer.metrics import FILE_NAME, MetricsWriter, StepMetrics, ValidMetrics, read_metrics
+from trainer.metrics import (
+    FILE_NAME,
+    MetricsWriter,
+    SpikeMetrics,
+    StepMetrics,
+    ValidMetrics,
+    read_metrics,
+)
 from trainer.progress import Progress
 from trainer.tensorboard import TensorBoardWriter
+
+logger = logging.getLogger(__name__)
 
 
 class Observers:
@@ -16,13 +27,16 @@ class Observers:
 
     def __init__(self, run: Run) -> None:
         self.finished = False
+        self._folder = Path(run.config.run_folder)
         self._writers: list[MetricsWriter | TensorBoardWriter | Progress] = []
         self._close: list[Callable[[], None]] = []
         self._progress: Progress | None = None
         if not run.world.is_first:
             return
-        folder, config = Path(run.config.run_folder), run.config
+        folder, config = self._folder, run.config
         metrics = MetricsWriter(folder, resume_step=run.first_step)
+        if run.first_step:
+            logger.info("going on after step %d of %d", run.first_step, config.steps)
         board = TensorBoardWriter(
             folder / "tensorboard",
             config,
@@ -45,14 +59,26 @@ class Observers:
             self._progress.advance(step)
 
     def train(self, metrics: StepMetrics) -> None:
-        """Record a training step."""
-        for writer in self._writers:
-            writer.train(metrics)
+        """Record a training step.
+
+        Raises:
+            RuntimeError: if the run folder cannot be written to; so do the other two.
+        """
+        with _writing(self._folder):
+            for writer in self._writers:
+                writer.train(metrics)
 
     def valid(self, metrics: ValidMetrics) -> None:
         """Record a validation."""
-        for writer in self._writers:
-            writer.valid(metrics)
+        with _writing(self._folder):
+            for writer in self._writers:
+                writer.valid(metrics)
+
+    def spike(self, metrics: SpikeMetrics) -> None:
+        """Record a step whose update was left out."""
+        with _writing(self._folder):
+            for writer in self._writers:
+                writer.spike(metrics)
 
     def __enter__(self) -> Self:
         return self
@@ -64,4 +90,18 @@ class Observers:
         trace: TracebackType | None,
     ) -> None:
         for close in self._close:
-            close()
+            try:
+                close()
+            except OSError as unwritten:
+                logger.warning("%s: its last lines are lost: %s", self._folder, unwritten)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"run_folder {folder} cannot be written to: {error}; make room there and start again: "
+            "the run goes on from its newest checkpoint"
+        ) from error

@@ -10,7 +10,7 @@ from typing import Self
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer.metrics import StepMetrics, ValidMetrics
+from trainer.metrics import SpikeMetrics, StepMetrics, ValidMetrics
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,15 @@ class Progress:
         if self._enabled:
             exits = " ".join(f"{e}:{p:.4g}" for e, p in sorted(metrics.perplexity_per_exit.items()))
             log.info("valid at step %d: perplexity by exit %s", metrics.step, exits)
+
+    def spike(self, metrics: SpikeMetrics) -> None:
+        """Show that the update of a step was left out."""
+        if not self._enabled:
+            return
+        done = "skipped its update"
+        if metrics.policy == "rollback":
+            done = f"went back to step {metrics.step - 1}, on to the data after it"
+        log.warning("spike at step %d: %s; %s", metrics.spike_step, metrics.reason, done)
 
     def _line(self, metrics: StepMetrics) -> str:
         elapsed = time.perf_counter() - self._began

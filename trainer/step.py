@@ -3,21 +3,21 @@
 Letters: B rows, S positions, D width.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from data_pipelines.loader import IGNORED, Batch
-from models.config import LlamaConfig
 from models.plan import LayerPlan
-from models.tokens import Tokens, make_tokens
 from parallel.agree import agree
 from parallel.engine import Engine
 from parallel.reduce import sum_over_ranks
+from trainer.culprit import find_culprit
 from trainer.losses import exit_losses
+from trainer.side_data import batch_tokens
+from trainer.spikes import not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,17 @@ class StepResult:
     valid_tokens: int
     stop: bool
     """Whether some rank was asked to stop."""
+    left_out: str | None = None
+    """Why there was no update, in a clause; None: there was one."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens the update has learnt from."""
+        return self.valid_tokens if self.left_out is None else 0
 
 
-def batch_tokens(batch: Batch, config: LlamaConfig, device: torch.device) -> Tokens:
-    """Return the side data of a batch's (B, S) positions on a device."""
-    documents = None if batch.documents is None else batch.documents.to(device)
-    return make_tokens(config, batch.positions.to(device), documents=documents)
+Judge = Callable[[dict[int, float], float], str | None]
+"""Says of a step's finite losses, by exit, and gradient norm what is wrong, if anything is."""
 
 
 def train_step(
@@ -55,6 +60,8 @@ def train_step(
     device: torch.device,
     stop: bool = False,
     measure: bool = True,
+    judge: Judge | None = None,
+    left_out: int = 0,
 ) -> StepResult:
     """Accumulate the gradient of this rank's microbatches and update the parameters.
 
@@ -73,14 +80,17 @@ def train_step(
         device: where to compute.
         stop: whether this rank was asked to stop.
         measure: whether to count agreements.
+        judge: may object to the update, which is then left out; so is one whose loss or gradient
+            is not finite. All ranks have to judge alike.
+        left_out: how often that has happened; ranks that count differently are told apart.
 
     Raises:
-        RuntimeError: on all ranks and before the update, if ranks disagree on the plan or if a
-            loss or gradient is not finite.
+        RuntimeError: on all ranks and before the update, if ranks disagree on the plan or if,
+            without a judge, a loss or gradient is not finite.
     """
     shapes = [tuple(batch.ids.shape) for batch in batches]
     valid = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
-    agreed = agree(step, plans, shapes, valid_tokens=valid, stop=stop)
+    agreed = agree(step, plans, shapes, valid_tokens=valid, stop=stop, left_out=left_out)
     if agreed.valid_tokens == 0:
         raise RuntimeError(f"step {step}: no label in the global batch counts in the loss")
     sums: dict[str, Tensor] = {}
@@ -106,8 +116,29 @@ def train_step(
     means = _means(sums, agreed.valid_tokens)
     per_exit = {e: means[f"loss {e}"] for e in weights}
     grad_norm = engine.grad_norm(clip_norm)
-    _check_finite(step, per_exit, grad_norm)
-    engine.step(learning_rate)
+    reason = not_finite(per_exit, grad_norm)
+    if reason is not None:
+        where = find_culprit(
+            engine,
+            batches,
+            plans,
+            weights,
+            total_tokens=agreed.valid_tokens,
+            chunk_tokens=chunk_tokens,
+            device=device,
+        )
+        reason = f"{reason}, {where}"
+        if judge is None:
+            raise RuntimeError(
+                f"step {step}: {reason}; stopped before the update. Lower optim.lr, or look at the "
+                "batch of this step; spikes.policy=skip would go on without it"
+            )
+    elif judge is not None:
+        reason = judge(per_exit, grad_norm)
+    if reason is None:
+        engine.step(learning_rate)
+    else:
+        engine.forget()
     return StepResult(
         loss=sum(weight * per_exit[e] for e, weight in weights.items()),
         loss_per_exit=per_exit,
@@ -115,6 +146,7 @@ def train_step(
         grad_norm=grad_norm,
         valid_tokens=agreed.valid_tokens,
         stop=agreed.stop,
+        left_out=reason,
     )
 
 
@@ -122,18 +154,3 @@ def _means(sums: dict[str, Tensor], total_tokens: int) -> dict[str, float]:
     """Sum over ranks and divide by the token count, in one reduction and one transfer."""
     stacked = sum_over_ranks(torch.stack(list(sums.values())))
     return dict(zip(sums, (stacked / total_tokens).tolist(), strict=True))
-
-
-def _check_finite(step: int, losses: dict[int, float], grad_norm: float) -> None:
-    """Every rank sees the same sums, so every rank stops, and before the update."""
-    for e, loss in losses.items():
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"step {step}: the loss at exit {e} is {loss}; stopped before the update. Lower "
-                "optim.lr, or look at the batch of this step"
-            )
-    if not math.isfinite(grad_norm):
-        raise RuntimeError(
-            f"step {step}: the gradient norm is {grad_norm} although every loss is finite; stopped "
-            "before the update. Lower optim.lr, or look at the batch of this step"
-        )

@@ -16,7 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from configs.load import to_yaml
 from trainer.heat_map import StepHistory, heat_map
-from trainer.metrics import StepMetrics, ValidMetrics
+from trainer.metrics import SpikeMetrics, StepMetrics, ValidMetrics
 
 
 def _chart(*tags: str) -> list[Any]:
@@ -172,6 +172,12 @@ class TensorBoardWriter:
         self._agreement("valid", m)
         if self._active.steps[1]:
             self._pictures(m.step)
+        self._flush()
+
+    def spike(self, m: SpikeMetrics) -> None:
+        """Write down that the update of a step was left out, and why."""
+        self._scalars({"optim/left_out": m.left_out}, m.step)
+        self._main.add_text("spikes", f"step {m.spike_step}, {m.policy}: {m.reason}", m.step)
         self._flush()
 
     def _pictures(self, step: int) -> None:

@@ -15,7 +15,7 @@ from parallel.reduce import sum_over_ranks
 from parallel.world import World
 from trainer.losses import exit_losses
 from trainer.metrics import ValidMetrics
-from trainer.step import batch_tokens
+from trainer.side_data import batch_tokens
 
 
 @torch.no_grad()

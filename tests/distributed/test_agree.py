@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.plan import LayerPlan, Visit, dropped, full
-from parallel.agree import agree
+from parallel.agree import agree, agree_on_settings
 from parallel.config import ParallelConfig
 from parallel.world import start
 from tests.distributed.recipe import make_engine, microbatch, model_config
@@ -126,3 +126,40 @@ def _train_on_infinite_weights() -> str:
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update() -> None:
     for message in run_ranks(_train_on_infinite_weights, world=2):
         assert message.startswith("step 3: the loss at exit 5 is")
+
+
+def _compare(of_rank: list[dict[str, object]]) -> str:
+    agree_on_settings("config", of_rank[dist.get_rank()])
+    return "agreed"
+
+
+def test_equal_settings_agree_in_any_order() -> None:
+    of_rank = [{"a": 1, "b": None}, {"b": None, "a": 1}]
+    assert run_ranks(_compare, of_rank) == ["agreed", "agreed"]
+
+
+def test_a_setting_that_differs_is_named_with_its_rank_and_both_values() -> None:
+    of_rank = [{"seed": 1, "lr": 0.1}, {"seed": 1, "lr": 0.1}, {"seed": 1, "lr": 0.2}]
+    with pytest.raises(RankError) as error:
+        run_ranks(_compare, of_rank, world=3)
+    assert (
+        "rank 2 was started with another config than rank 0: lr is 0.2 there but 0.1 on rank 0; "
+        "give every rank the same command line"
+    ) in str(error.value)
+
+
+def test_a_setting_that_one_rank_lacks_is_named() -> None:
+    with pytest.raises(RankError, match="spikes is None there but 'skip' on rank 0"):
+        run_ranks(_compare, [{"spikes": "skip"}, {}])
+    with pytest.raises(RankError, match="b is 2 there but None on rank 0"):
+        run_ranks(_compare, [{"a": 1}, {"a": 1, "b": 2}])
+
+
+def _agree_on_what_was_left_out() -> str:
+    agree(5, [full(3)], [(4, 8)], valid_tokens=5, left_out=dist.get_rank())
+    return ""
+
+
+def test_ranks_that_left_out_other_updates_are_told_apart() -> None:
+    with pytest.raises(RankError, match="step 5: rank 1 has left out 1 updates but rank 0 0"):
+        run_ranks(_agree_on_what_was_left_out)

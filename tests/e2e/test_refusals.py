@@ -1,10 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from configs.load import load
 from tests.e2e.runs import train, write_config
-from tests.ranks import RankError
+from tests.ranks import RankError, run_ranks
+from trainer import build
 from trainer.__main__ import main
 from trainer.config import PretrainConfig
 from trainer.run_folder import claim
@@ -119,3 +121,39 @@ def test_help_and_check_answer_without_data(
     for part in ("parameters:", "memory estimate", "learning", "exits and weights"):
         assert part in report or part == "learning"
     assert not (tmp_path / "run").exists()
+
+
+def _start_differently(of_rank: list[list[str]]) -> None:
+    main(of_rank[int(os.environ["RANK"])])
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("optim.lr=0.02", r"optim\.lr is 0\.02 there but 0\.01 on rank 0"),
+        ("data.seq_len=16", r"data\.seq_len is 16 there but 32 on rank 0"),
+        ("layer_dropout=null", r"layer_dropout\.max_prob is None there but 0\.5 on rank 0 \(and "),
+        ("steps=13", r"steps is 13 there but 12 on rank 0"),
+    ],
+)
+def test_a_rank_started_with_another_config_is_named(
+    tmp_path: Path, change: str, difference: str
+) -> None:
+    path = str(write_config(tmp_path))
+    with pytest.raises(RankError, match=f"rank 1 was started with another config .*{difference}"):
+        run_ranks(_start_differently, [[path], [path, change]])
+    assert not (tmp_path / "run").exists()
+
+
+def _without_checkpoints(arguments: list[str]) -> None:
+    """In a rank: as on a node that does not share the folder of the run."""
+    if os.environ["RANK"] == "1":
+        build.latest = lambda folder: None
+    main(arguments)
+
+
+def test_a_rank_that_sees_other_data_or_checkpoints_is_named(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path))
+    train([path, "steps=3"])
+    with pytest.raises(RankError, match="rank 1 was started with another data than rank 0: newest"):
+        run_ranks(_without_checkpoints, [path, "steps=3"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.metrics import MetricsWriter, StepMetrics, ValidMetrics, read_metrics
+from trainer.metrics import MetricsWriter, SpikeMetrics, StepMetrics, ValidMetrics, read_metrics
 
 
 def step_metrics(step: int, **changes: Any) -> StepMetrics:
@@ -40,6 +40,20 @@ def valid_metrics(step: int, **changes: Any) -> ValidMetrics:
         "seconds": 1.0,
     }
     return ValidMetrics(**(values | changes))
+
+
+def spike_metrics(step: int, **changes: Any) -> SpikeMetrics:
+    values: dict[str, Any] = {
+        "step": step,
+        "policy": "skip",
+        "reason": "the loss at exit 4 is nan",
+        "spike_step": step,
+        "data_step": step - 1,
+        "loss": math.nan,
+        "grad_norm": math.nan,
+        "left_out": 1,
+    }
+    return SpikeMetrics(**(values | changes))
 
 
 def write(folder: Path, steps: range, resume_step: int | None = None) -> Path:
@@ -124,3 +138,14 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
     writer.close()
     assert "Infinity" not in writer.path.read_text()
     assert read_metrics(writer.path)[0]["perplexity_per_exit"] == {4: None}
+
+
+def test_a_spike_has_a_line_of_its_own_that_resuming_before_it_removes(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.spike(spike_metrics(5))
+    (line,) = read_metrics(writer.path)
+    assert (line["kind"], line["step"], line["loss"]) == ("spike", 5, None)
+    MetricsWriter(tmp_path, resume_step=5)
+    assert len(read_metrics(writer.path)) == 1
+    MetricsWriter(tmp_path, resume_step=4)
+    assert read_metrics(writer.path) == []

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from tests.unit.trainer.test_metrics import step_metrics, valid_metrics
+from tests.unit.trainer.test_metrics import spike_metrics, step_metrics, valid_metrics
 from trainer.progress import Progress
 
 
@@ -72,3 +72,12 @@ def test_other_ranks_are_silent(
         progress.valid(valid_metrics(2))
     assert lines(caplog) == []
     assert capsys.readouterr().err == ""
+
+
+def test_a_spike_says_what_was_done(caplog: pytest.LogCaptureFixture) -> None:
+    with Progress(30, terminal=False) as progress:
+        progress.spike(spike_metrics(18))
+        progress.spike(spike_metrics(16, spike_step=18, policy="rollback"))
+    skipped, went_back = lines(caplog)
+    assert skipped == "spike at step 18: the loss at exit 4 is nan; skipped its update"
+    assert went_back.endswith("went back to step 15, on to the data after it")

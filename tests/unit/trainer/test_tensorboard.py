@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tests.unit.trainer.test_metrics import step_metrics, valid_metrics
+from tests.unit.trainer.test_metrics import spike_metrics, step_metrics, valid_metrics
 from trainer.metrics import MetricsWriter, read_metrics
 from trainer.tensorboard import HPARAM_METRICS, LAYOUT, TensorBoardWriter, flatten
 
@@ -47,9 +47,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = TensorBoardWriter(folder, Config(), num_layers=4)
     for step in (1, 2, 3):
         writer.train(step_metrics(step, flop_fraction=0.8, step_seconds=0.4 * step))
+    writer.spike(spike_metrics(3))
     writer.valid(valid_metrics(3))
     writer.close()
     return folder
+
+
+def test_a_spike_is_counted_and_explained(run: Path) -> None:
+    assert values(run, "optim/left_out") == {3: 1.0}
+    (event,) = read(run).Tensors("spikes/text_summary")
+    assert event.tensor_proto.string_val == [b"step 3, skip: the loss at exit 4 is nan"]
 
 
 def test_each_exit_has_a_run_and_the_last_is_the_main_one(run: Path) -> None:
