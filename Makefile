@@ -1,6 +1,7 @@
 # make quickstart   train, shard and decode a small model on this machine, in minutes; with FSDP2,
 #                   or with DeepSpeed: make quickstart ENGINE=zero3
 # make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
+# make test-slurm   the job scripts on a real Slurm of two nodes, started here (root; docs/slurm.md)
 # make lint         ruff, mypy, shell syntax
 # make bench        the speed benchmarks, tables and JSON lines, in about 22 minutes (runs/benchmarks)
 # make clean        delete the environment and all caches; runs/ and data/ stay
@@ -19,7 +20,7 @@ STARTED := $(shell date +%s)
 ENGINE ?= fsdp
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test test-slurm lint bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -29,6 +30,11 @@ quickstart: $(STAMP)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Prints what each fault cost: steps to do again, seconds until the next new step.
+test-slurm: $(DEV_STAMP)
+	@$(BIN)/python -m tests.slurm.cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -s tests/slurm $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ Letters: B rows, S positions, N sequences of a split.
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 IGNORED = -100
 """The label of a position that is not predicted."""
+CLOSE_SECONDS = 3.0
+"""How long a consumer that ends early waits for the item that is being made."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,16 +171,18 @@ def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def prefetch(iterable: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(iterable: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """Yield the items of an iterable, up to `depth` of them made ahead in a background thread.
 
     What the iterable raises is raised here. Closing the iterator early ends the thread after the
-    item it is making; nothing waits for it.
+    item it is making, and waits for that, but not for long: a thread that is still in C++ when the
+    interpreter exits aborts the process ("terminate called without an active exception").
     """
     made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
     arguments = (iter(iterable), made, closed)
-    threading.Thread(target=_produce, args=arguments, name="prefetch", daemon=True).start()
+    thread = threading.Thread(target=_produce, args=arguments, name="prefetch", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = made.get()
@@ -189,6 +193,7 @@ def prefetch(iterable: Iterable[T], depth: int = 2) -> Iterator[T]:
             yield cast(T, item)
     finally:
         closed.set()
+        thread.join(CLOSE_SECONDS)
 
 
 def _produce(

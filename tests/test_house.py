@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "data_pipelines": {"data_pipelines", "models", "configs"},
     "trainer": {"trainer", *SERVICES},
     "inference": {"inference", *SERVICES},
+    "slurm": {"slurm", "trainer", "inference", *SERVICES},
     "benchmarks": {"benchmarks", "trainer", "inference", *SERVICES},
 }
 """Imports go down, never sideways or up; every package of ours has a line."""

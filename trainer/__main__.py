@@ -4,6 +4,7 @@ import sys
 
 from configs.command import run_command
 from configs.load import help_text, load
+from parallel.timeouts import is_lost_rank
 from parallel.world import start, stop
 from trainer.build import build_run
 from trainer.check import check_report
@@ -20,7 +21,11 @@ configs/pretrain/quickstart.yaml; any of these keys may be changed on the comman
 
 
 def main(arguments: list[str]) -> None:
-    """Train what the command line describes."""
+    """Train what the command line describes.
+
+    Raises:
+        ConnectionError: if another rank does not answer, at whatever time.
+    """
     flags = [a for a in arguments if a.startswith("-")]
     if {"-h", "--help"} & set(flags):
         sys.stdout.write(f"{USAGE}\n{help_text(PretrainConfig)}\n")
@@ -35,11 +40,16 @@ def main(arguments: list[str]) -> None:
     if "--check" in flags:
         sys.stdout.write(check_report(config))
         return
-    world = start(
-        device=config.parallel.device, timeout_seconds=config.parallel.long_timeout_seconds
-    )
-    train(build_run(config, world))
-    stop()
+    try:
+        world = start(
+            device=config.parallel.device, timeout_seconds=config.parallel.long_timeout_seconds
+        )
+        train(build_run(config, world))
+        stop()
+    except Exception as error:
+        if isinstance(error, ConnectionError) or not is_lost_rank(error):
+            raise
+        raise ConnectionError(f"a rank did not answer: {error}") from error
 
 
 if __name__ == "__main__":

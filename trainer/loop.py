@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,11 @@ def _train(
     """Train until the end, or until a spike asks to go back; return what to go on with then."""
     run, config = leg.run, leg.run.config
     step, tokens_seen, spikes = run.first_step, run.tokens_seen, run.spikes
-    with Observers(run) as observers:
+    ahead = prefetch(_batches(run), depth=2)
+    with Observers(run) as observers, closing(ahead):
         for known in leg.spikes:
             observers.spike(known)
-        for batches in each_named("data", prefetch(_batches(run), depth=2)):
+        for batches in each_named("data", ahead):
             began = time.perf_counter()
             with named("plan"):
                 plans, weights = plan_microbatches(run, step, batches)

@@ -16,6 +16,8 @@ from trainer.config import PretrainConfig
 CONFIG = "config.yaml"
 FIXED = ("model", "init_from", "data", "batch", "seed")
 """Sections that a resumed run may not change: its loss curve would break."""
+SOURCE_VERSION = ("commit.txt", "diff.patch")
+"""The commit that the code is, and what was changed since."""
 PACKAGES = ("torch", "transformers", "datasets", "sentencepiece", "omegaconf", "safetensors")
 
 
@@ -70,8 +72,20 @@ def describe_run(config: PretrainConfig) -> None:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
     (folder / "versions.json").write_text(json.dumps(versions, indent=1))
-    (folder / "commit.txt").write_text(_git("rev-parse", "HEAD") or "not a git checkout\n")
-    (folder / "diff.patch").write_text(_git("diff", "HEAD"))
+    for name, text in source_version().items():
+        (folder / name).write_text(text)
+
+
+def source_version() -> dict[str, str]:
+    """Return commit.txt and diff.patch of the source folder, by name.
+
+    A job's copy of the code has them beside it (`slurm/prepare.py`); any checkout that it may lie
+    in has moved on.
+    """
+    if all((ROOT / name).is_file() for name in SOURCE_VERSION):
+        return {name: (ROOT / name).read_text() for name in SOURCE_VERSION}
+    commit = _git("rev-parse", "HEAD") or "not a git checkout\n"
+    return dict(zip(SOURCE_VERSION, (commit, _git("diff", "HEAD")), strict=True))
 
 
 def _git(*arguments: str) -> str:

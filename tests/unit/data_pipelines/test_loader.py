@@ -183,7 +183,7 @@ def test_prefetching_works_ahead_but_not_without_bound() -> None:
     wait_until(lambda: len(made) >= 3)
     time.sleep(0.05)
     assert len(made) <= 4
-    items.close()  # type: ignore[attr-defined]
+    items.close()
 
 
 def test_what_the_source_raises_is_raised_at_its_place() -> None:
@@ -202,8 +202,20 @@ def test_closing_early_ends_the_thread(depth: int) -> None:
     items = prefetch(itertools.count(), depth=depth)
     assert next(items) == 0
     assert any(thread.name == "prefetch" for thread in threading.enumerate())
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     wait_until(lambda: not any(t.name == "prefetch" for t in threading.enumerate()))
+
+
+def test_closing_waits_for_an_item_that_is_being_made() -> None:
+    def slow() -> Iterator[int]:
+        yield 0
+        time.sleep(0.3)
+        yield 1
+
+    items = prefetch(slow())
+    assert next(items) == 0
+    items.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
 def test_closing_does_not_wait_for_an_item_that_takes_long() -> None:
@@ -217,7 +229,7 @@ def test_closing_does_not_wait_for_an_item_that_takes_long() -> None:
     items = prefetch(slow())
     assert next(items) == 0
     started = time.monotonic()
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert time.monotonic() - started < 5
     release.set()
 

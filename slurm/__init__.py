@@ -1,0 +1,1 @@
+"""Job scripts for Slurm clusters, and what they need of Python."""
