@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import keyword
 import re
 import textwrap
 import types
@@ -59,6 +60,19 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
     """
     content = {} if path is None else _read(Path(path))
     return _build(cls, content, str(path or cls.__name__), overrides)
+
+
+def load_part(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Return some sections of a YAML file, those that `cls` has; see `load`.
+
+    Args:
+        cls: a dataclass; keys of the file that it lacks are not looked at.
+        path: a YAML file.
+        overrides: of keys that `cls` has.
+    """
+    known = {field.name for field in dataclasses.fields(cast(Any, cls))}
+    content = {name: value for name, value in _read(Path(path)).items() if name in known}
+    return _build(cls, content, str(path), overrides)
 
 
 def load_section(cls: type[T], path: str | Path, section: str, overrides: Sequence[str] = ()) -> T:
@@ -134,9 +148,11 @@ def _settings(
         hint, key = hints[name], f"{prefix}{name}"
         if isinstance(value, _Text):
             value = _parse(value.text, hint, origin)
-        section = _section(hint)
+        section, entry = _section(hint), _entry(hint)
         if section is not None and isinstance(value, dict) and value:
             yield from _settings(section, value, origin, f"{key}.")
+        elif entry is not None and isinstance(value, dict) and value:
+            yield from _settings(_named(entry, value, origin, key), value, origin, f"{key}.")
         else:
             yield _Setting(key, hint, value, origin)
 
@@ -166,6 +182,21 @@ def _section(hint: Any) -> type | None:
     """Return the dataclass that a field holds, be it optional or not; None for a plain value."""
     found = (choice for choice in _choices(hint) if dataclasses.is_dataclass(choice))
     return cast(type | None, next(found, None))
+
+
+def _entry(hint: Any) -> type | None:
+    """Return the dataclass that a field holds many of, by name."""
+    mappings = (get_args(choice) for choice in _choices(hint) if get_origin(choice) is dict)
+    found = (held for _, held in mappings if dataclasses.is_dataclass(held))
+    return cast(type | None, next(found, None))
+
+
+def _named(entry: Any, names: Mapping[Any, Any], origin: str, key: str) -> type:
+    """Return a dataclass with one such section for every name that a file or override gives."""
+    for name in names:
+        if not str(name).isidentifier() or keyword.iskeyword(str(name)):
+            raise ValueError(f"{origin}: {key}.{name}: a name has only letters, digits and _")
+    return dataclasses.make_dataclass("Names", [(name, entry | None) for name in names])
 
 
 def _set(config: Any, setting: _Setting) -> Any:
@@ -207,11 +238,15 @@ def help_text(cls: type, prefix: str = "") -> str:
     for field in dataclasses.fields(cls):
         name, doc = f"{prefix}{field.name}", docs.get(field.name, "")
         default, section = _default(field), _section(hints[field.name])
+        entry = _entry(hints[field.name])
         if section is not None:
             section_doc = inspect.getdoc(section) or ""
             note = " (absent by default)" if default == "absent" else ""
             lines.append(f"\n{name}.*{note}\n" + _indent(doc or section_doc.splitlines()[0]))
             lines.append(help_text(section, f"{name}."))
+        elif entry is not None:
+            lines.append(f"\n{name}.NAME.* (absent by default)\n" + _indent(doc))
+            lines.append(help_text(entry, f"{name}.NAME."))
         else:
             lines.append(f"{name}: {_type_name(hints[field.name])} = {default}\n" + _indent(doc))
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +34,22 @@ class Batch:
     ids: Tensor
     """(B, S) int64 token ids."""
     labels: Tensor
-    """(B, S) int64: the next token, or -100 where it begins another document and may not see this
-    one."""
+    """(B, S) int64: the next token, or -100 where it is part of a prompt, or begins another
+    document and may not see this one."""
     positions: Tensor
     """(1, S) int64 if attention crosses documents, else (B, S), from 0 in each document."""
     documents: Tensor | None
     """(B, S) int64 document ids, never falling along a row; None if attention crosses documents."""
+
+
+class Rows(Protocol):
+    """Sequences that are there to be taken in any order: a `Split`, or several."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return token ids and document ids, each (B, S + 1) int64, of the sequences (B,)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +105,7 @@ class Loader:
 
     def __init__(
         self,
-        split: Split,
+        split: Rows,
         *,
         seed: int,
         micro_batch_size: int,
@@ -129,6 +139,10 @@ class Loader:
             step: optimiser step, from 0.
             index: global microbatch, from 0 to num_microbatches - 1.
         """
+        return make_batch(*self.rows(step, index), separate=self.documents)
+
+    def rows(self, step: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return the token ids and document ids of a training microbatch, each (B, S + 1)."""
         first = (step * self.num_microbatches + index) * self.micro_batch_size
         samples = np.arange(first, first + self.micro_batch_size)
         epochs, places = np.divmod(samples, len(self.split))
@@ -136,7 +150,11 @@ class Loader:
             _permutation(self.seed, int(epoch), len(self.split))[place]
             for epoch, place in zip(epochs, places, strict=True)
         ]
-        return self._batch(np.asarray(indices))
+        return self.split.rows(np.asarray(indices))
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a resumed run needs to know of the data at a step: nothing."""
+        return {}
 
     @property
     def num_sequential(self) -> int:
@@ -149,20 +167,30 @@ class Loader:
         Every sequence is in one of the `num_sequential` batches; the last may have fewer rows.
         """
         first = index * self.micro_batch_size
-        return self._batch(np.arange(first, min(first + self.micro_batch_size, len(self.split))))
+        rows = np.arange(first, min(first + self.micro_batch_size, len(self.split)))
+        return make_batch(*self.split.rows(rows), separate=self.documents)
 
-    def _batch(self, indices: NDArray[np.int64]) -> Batch:
-        ids, documents = self.split.rows(indices)  # (B, S + 1)
-        labels = ids[:, 1:].contiguous()  # (B, S)
-        arange = torch.arange(labels.shape[1])[None]  # (1, S)
-        if not self.documents:
-            return Batch(ids[:, :-1].contiguous(), labels, arange, None)
-        is_border = documents[:, 1:] != documents[:, :-1]  # (B, S)
-        labels = labels.masked_fill(is_border, IGNORED)
-        is_start = torch.nn.functional.pad(is_border[:, :-1], (1, 0))  # (B, S)
-        starts = torch.where(is_start, arange, 0).cummax(dim=1).values  # (B, S)
-        documents = documents[:, :-1].contiguous()
-        return Batch(ids[:, :-1].contiguous(), labels, arange - starts, documents)
+
+def make_batch(ids: Tensor, documents: Tensor, *, separate: bool) -> Batch:
+    """Return sequences as a model takes them.
+
+    Args:
+        ids: (B, S + 1) int64 token ids, ~id for a token that is not to be predicted.
+        documents: (B, S + 1) int64 document ids, never falling along a row.
+        separate: whether attention stays inside documents.
+    """
+    is_read_only = ids < 0  # (B, S + 1)
+    ids = torch.where(is_read_only, ~ids, ids)
+    labels = ids[:, 1:].masked_fill(is_read_only[:, 1:], IGNORED)  # (B, S)
+    arange = torch.arange(labels.shape[1])[None]  # (1, S)
+    if not separate:
+        return Batch(ids[:, :-1].contiguous(), labels, arange, None)
+    is_border = documents[:, 1:] != documents[:, :-1]  # (B, S)
+    labels = labels.masked_fill(is_border, IGNORED)
+    is_start = torch.nn.functional.pad(is_border[:, :-1], (1, 0))  # (B, S)
+    starts = torch.where(is_start, arange, 0).cummax(dim=1).values  # (B, S)
+    documents = documents[:, :-1].contiguous()
+    return Batch(ids[:, :-1].contiguous(), labels, arange - starts, documents)
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,6 @@
 """Join documents and cut them into sequences of equal length, kept in one Arrow file a split."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Sequences:
     """Consecutive sequences; the last token of each is the first of the next, N sequences."""
 
     ids: Int32s
-    """(N, S + 1) token ids."""
+    """(N, S + 1) token ids; ~id for a token that is read but not predicted, as in a prompt."""
     documents: Int32s
     """(N, S + 1) which document of the split each token belongs to, from 0."""
 
@@ -60,7 +60,12 @@ def _windows(stream: Int32s, seq_len: int) -> Int32s:
     return sliding_window_view(stream, seq_len + 1)[::seq_len]
 
 
-def write_split(path: Path, batches: Iterable[tuple[Int32s, Int32s]], seq_len: int) -> SplitSize:
+def write_split(
+    path: Path,
+    batches: Iterable[tuple[Int32s, Int32s]],
+    seq_len: int,
+    packer: Callable[[Iterable[tuple[Int32s, Int32s]], int], Iterable[Sequences]] = pack,
+) -> SplitSize:
     """Pack documents into an Arrow file; return how much it holds. Arguments: see `pack`."""
     kind = pa.list_(pa.int32(), seq_len + 1)
     schema = pa.schema({"ids": kind, "documents": kind})
@@ -74,7 +79,7 @@ def write_split(path: Path, batches: Iterable[tuple[Int32s, Int32s]], seq_len: i
             yield ids, lengths
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for packed in pack(counted(), seq_len):
+        for packed in packer(counted(), seq_len):
             sequences += len(packed.ids)
             columns = [_column(packed.ids), _column(packed.documents)]
             writer.write_batch(pa.record_batch(columns, schema=schema))

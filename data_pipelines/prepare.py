@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from data_pipelines.config import DataConfig
-from data_pipelines.pack import Int32s, SplitSize, write_split
+from data_pipelines.config import DataConfig, SourceConfig, row_format
+from data_pipelines.formats import encode_sample, plain_text
+from data_pipelines.pack import Int32s, SplitSize, pack, write_split
 from data_pipelines.sources import open_source, source_identity
 from data_pipelines.tokenize import Tokenizer, load_tokenizer, train_sentencepiece
+from data_pipelines.whole import pack_samples
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,8 @@ class Prepared:
     seq_len: int
     """Positions of one sequence."""
     empty_documents: int
-    """Documents of the source that were left out because they have no text."""
+    """Documents of the source that were left out because they have no text, or samples whose prompt
+    fills a sequence, so that no answer is left."""
     train: SplitSize
     """What there is to train on."""
     valid: SplitSize
@@ -69,7 +73,7 @@ def prepare(config: DataConfig) -> Path:
         built = Path(work) / "prepared"
         built.mkdir()
         _build(config, tokenizer, fingerprint, built, Path(work))
-        _publish(built, folder)
+        publish(built, folder)
     return folder
 
 
@@ -92,8 +96,8 @@ def _fingerprint(config: DataConfig, tokenizer: Tokenizer | None) -> str:
     trained = config.tokenizer.sentencepiece
     parts = {
         "format": FORMAT,
-        "source": source_identity(config.source),
-        "tokenizer": asdict(trained) if trained else _content_digest(tokenizer),
+        "source": source_identity(_source(config)),
+        "tokenizer": asdict(trained) if trained else content_digest(tokenizer),
         "seq_len": config.seq_len,
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,
@@ -101,7 +105,8 @@ def _fingerprint(config: DataConfig, tokenizer: Tokenizer | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _content_digest(tokenizer: Tokenizer | None) -> str:
+def content_digest(tokenizer: Tokenizer | None) -> str:
+    """Digest the files of a tokenizer."""
     assert tokenizer is not None, "TokenizerConfig takes exactly one of two"
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,11 +119,11 @@ def _content_digest(tokenizer: Tokenizer | None) -> str:
 def _build(
     config: DataConfig, tokenizer: Tokenizer | None, fingerprint: str, folder: Path, work: Path
 ) -> None:
-    text = open_source(config.source, work)
+    text = open_source(_source(config), work)
     if config.tokenizer.sentencepiece is not None:
         vocab_size = config.tokenizer.sentencepiece.vocab_size
         logger.info("training a SentencePiece tokenizer with %d pieces", vocab_size)
-        sample = _training_texts(text, config)
+        sample = training_texts(text, config)
         tokenizer = train_sentencepiece(sample, vocab_size, folder / TOKENIZER_FOLDER)
     else:
         assert tokenizer is not None, "TokenizerConfig takes exactly one of two"
@@ -127,7 +132,9 @@ def _build(
     sizes = {}
     for split in ("train", "valid"):
         batches = _documents_of(tokens, is_valid=split == "valid")
-        sizes[split] = write_split(folder / f"{split}.arrow", batches, config.seq_len)
+        is_text = row_format(_source(config)) == "text"
+        packer = pack if is_text else partial(pack_samples, padding=tokenizer.eos_id)
+        sizes[split] = write_split(folder / f"{split}.arrow", batches, config.seq_len, packer)
         _check_size(split, sizes[split], config)
     summary = Prepared(
         fingerprint=fingerprint,
@@ -140,7 +147,7 @@ def _build(
     (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2) + "\n")
 
 
-def _publish(built: Path, folder: Path) -> None:
+def publish(built: Path, folder: Path) -> None:
     """Move finished data to its name, unless another process was faster with the same data."""
     try:
         built.rename(folder)
@@ -149,15 +156,15 @@ def _publish(built: Path, folder: Path) -> None:
             raise
 
 
-def _training_texts(text: datasets.Dataset, config: DataConfig) -> Iterator[str]:
+def training_texts(text: datasets.Dataset, config: DataConfig) -> Iterator[str]:
     """Yield the training documents in a seeded order, so that a sample is drawn from everywhere."""
     for index in np.random.default_rng(config.seed).permutation(len(text)):
         document = text[int(index)]["text"]
-        if document and not _is_valid(document, config.seed, config.valid_fraction):
-            yield document
+        if document and not is_valid(document, config.seed, config.valid_fraction):
+            yield document if row_format(_source(config)) == "text" else plain_text(document)
 
 
-def _is_valid(text: str, seed: int, valid_fraction: float) -> bool:
+def is_valid(text: str, seed: int, valid_fraction: float) -> bool:
     """Whether a document is for validation: decided by what it says, so that copies go together."""
     key = seed.to_bytes(8, "little")
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=key).digest()
@@ -180,6 +187,7 @@ def _tokenise(
             "tokenizer": tokenizer,
             "seed": config.seed,
             "valid_fraction": config.valid_fraction,
+            "sample_len": None if row_format(_source(config)) == "text" else config.seq_len,
         },
         remove_columns=text.column_names,
         features=datasets.Features(features),
@@ -195,13 +203,31 @@ def _tokenise(
 
 
 def _encode_batch(
-    batch: dict[str, list[str | None]], *, tokenizer: Tokenizer, seed: int, valid_fraction: float
+    batch: dict[str, list[str | None]],
+    *,
+    tokenizer: Tokenizer,
+    seed: int,
+    valid_fraction: float,
+    sample_len: int | None,
 ) -> dict[str, list[Any]]:
-    texts = [text for text in batch["text"] if text]
+    encoded = [(t, encode_document(tokenizer, t, sample_len)) for t in batch["text"] if t]
     return {
-        "ids": [np.asarray([*tokenizer.encode(t), tokenizer.eos_id], np.int32) for t in texts],
-        "is_valid": [_is_valid(t, seed, valid_fraction) for t in texts],
+        "ids": [np.asarray(ids, np.int32) for _, ids in encoded if ids],
+        "is_valid": [is_valid(t, seed, valid_fraction) for t, ids in encoded if ids],
     }
+
+
+def encode_document(tokenizer: Tokenizer, text: str, sample_len: int | None) -> list[int]:
+    """Return the ids of a document, the one that ends it included; of a sample, see its encoder.
+
+    Args:
+        tokenizer: whose ids.
+        text: not empty.
+        sample_len: positions of a sequence, if the text is a sample's; None: it is plain text.
+    """
+    if sample_len is None:
+        return [*tokenizer.encode(text), tokenizer.eos_id]
+    return encode_sample(tokenizer, text, sample_len)
 
 
 def _documents_of(tokens: datasets.Dataset, *, is_valid: bool) -> Iterator[tuple[Int32s, Int32s]]:
@@ -229,6 +255,11 @@ def _check_size(split: str, size: SplitSize, config: DataConfig) -> None:
     )
 
 
+def _source(config: DataConfig) -> SourceConfig:
+    assert config.source is not None, "a mixture is prepared source by source"
+    return config.source
+
+
 def _describe(config: DataConfig) -> str:
-    source = config.source
+    source = _source(config)
     return str(source.stdlib or source.files or source.hub)

@@ -49,7 +49,11 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
 
 
 def hub_records(
-    name: str, config: str | None, split: str, columns: Sequence[str]
+    name: str,
+    config: str | None,
+    split: str,
+    columns: Sequence[str],
+    revision: str | None = None,
 ) -> Iterator[tuple[str, Record]]:
     """Yield the rows of a data set of the hub as `read_records` does.
 
@@ -58,7 +62,7 @@ def hub_records(
         ValueError: if a column is missing.
     """
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        rows = datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise RuntimeError(f"{name} cannot be had from the hub ({reason})") from None

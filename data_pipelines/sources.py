@@ -12,8 +12,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from data_pipelines.config import HubSource, SourceConfig, StdlibSource
+from data_pipelines.config import FilesSource, HubSource, SourceConfig, StdlibSource, row_format
 from data_pipelines.files import list_files, read_files
+from data_pipelines.samples import read_samples
 
 _NOT_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 _DOCUMENTS_PER_WRITE = 256
@@ -29,9 +30,11 @@ def open_source(source: SourceConfig, folder: Path) -> datasets.Dataset:
     Raises:
         ValueError: naming the file, or the key, that cannot be read, and why.
     """
-    if source.hub is not None:
+    if row_format(source) != "text":
+        documents = read_samples(source)
+    elif source.hub is not None:
         return _open_hub(source.hub)
-    if source.files is not None:
+    elif source.files is not None:
         documents = read_files(source.files)
     else:
         documents = _read_stdlib(source.stdlib or StdlibSource())
@@ -52,13 +55,21 @@ def source_identity(source: SourceConfig) -> dict[str, Any]:
     if source.hub is not None:
         hub, local = source.hub, Path(source.hub.name)
         listing = _listing(sorted(p for p in local.rglob("*") if p.is_file()), local)
-        return {"hub": [hub.name, hub.config, hub.split, hub.column, hub.revision, listing]}
+        place = [hub.name, hub.config, hub.split, hub.column, hub.revision, listing]
+        return {"hub": place, **_format_identity(hub)}
     if source.files is not None:
         listing = _listing(list_files(source.files), Path(source.files.path))
-        return {"files": [listing, source.files.column]}
+        return {"files": [listing, source.files.column], **_format_identity(source.files)}
     files = _stdlib_files(source.stdlib or StdlibSource())
     sizes = [[str(path.relative_to(_stdlib_root())), path.stat().st_size] for path in files]
     return {"stdlib": [sys.version, sizes]}
+
+
+def _format_identity(place: FilesSource | HubSource) -> dict[str, Any]:
+    """Say what rows are, unless they are plain documents: that is how it was before formats."""
+    if place.format == "text":
+        return {}
+    return {"format": [place.format, place.chat_template]}
 
 
 def _listing(files: Iterable[Path], root: Path) -> list[list[str | int]]:

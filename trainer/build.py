@@ -1,6 +1,7 @@
 """From a config to the parts of a run: pure wiring, no policy."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any, TextIO
 
 import torch
 
-from data_pipelines.loader import Loader, open_split
-from data_pipelines.prepare import TOKENIZER_FOLDER, prepare, read_prepared
+from data_pipelines.loader import Loader
+from data_pipelines.mixture import MixtureLoader, merge_states
+from data_pipelines.open import describe_sources, open_train, open_valid
+from data_pipelines.prepare import TOKENIZER_FOLDER, read_prepared
+from data_pipelines.prepare_sources import prepare_data
 from models.config import LlamaConfig
 from models.hf import load_weights, read_config
 from models.hf_config import config_to_hf
@@ -28,13 +32,16 @@ from parallel.checkpoint import (
 from parallel.engine import Engine, build_engine
 from parallel.reduce import on_first_rank
 from parallel.timeouts import Group, open_groups, set_timeout
+from parallel.together import all_ranks
 from parallel.world import World
 from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
 from trainer.optim import build_adamw
 from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
 from trainer.same_start import config_settings, data_settings
-from trainer.spikes import SpikeState, jump, spike_state
+from trainer.spikes import SpikeState, data_step, jump, spike_state
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Run:
     model_config: LlamaConfig
     world: World
     engine: Engine
-    train: Loader
+    train: Loader | MixtureLoader
     valid: Loader
     data_folder: Path
     checkpointer: Checkpointer
@@ -92,7 +99,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
             )
         if (Path(config.run_folder) / CONFIG).is_file():  # a converted checkpoint has none
             check_resumable(config)
-    data_folder = on_first_rank(lambda: prepare(config.data))
+    data_folder = on_first_rank(lambda: prepare_data(config.data))
     agree_on_settings("data", data_settings(data_folder, newest))
     _check_vocabulary(data_folder, shape)
     with torch.device("meta"):
@@ -113,13 +120,22 @@ def build_run(config: PretrainConfig, world: World) -> Run:
             _check_data(state["data"], data_folder, newest)
     if world.is_first and not (Path(config.run_folder) / CONFIG).is_file():
         describe_run(config)
+    train = _open_train(config, data_folder, state)
+    if world.is_first:
+        for line in describe_sources(train, config.steps):
+            logger.info("%s", line)
     return Run(
         config=config,
         model_config=shape,
         world=world,
         engine=engine,
-        train=_loader(config, data_folder, "train"),
-        valid=_loader(config, data_folder, "valid"),
+        train=train,
+        valid=open_valid(
+            config.data,
+            data_folder,
+            seed=config.seed,
+            micro_batch_size=config.batch.micro_size,
+        ),
         data_folder=data_folder,
         checkpointer=Checkpointer(
             checkpoints_folder(config),
@@ -165,6 +181,7 @@ def go_back(run: Run, spikes: SpikeState, *, spike_step: int) -> Run:
     before = spike_state(state.get("spikes"))
     return replace(
         run,
+        train=_open_train(run.config, run.data_folder, state),
         first_step=state["step"],
         tokens_seen=state["tokens_seen"],
         spikes=jump(before, spikes, step=state["step"], spike=spike_step),
@@ -197,13 +214,16 @@ def _fill(model: Llama, assign: Assign, config: PretrainConfig) -> None:
         load_weights(model, config.init_from, assign=assign)
 
 
-def _loader(config: PretrainConfig, data_folder: Path, split: str) -> Loader:
-    return Loader(
-        open_split(data_folder, split),
+def _open_train(
+    config: PretrainConfig, data_folder: Path, state: dict[str, Any]
+) -> Loader | MixtureLoader:
+    return open_train(
+        config.data,
+        data_folder,
         seed=config.seed,
         micro_batch_size=config.batch.micro_size,
         num_microbatches=config.batch.num_microbatches,
-        documents=not config.data.cross_document_attention,
+        state=state.get("data_state"),
     )
 
 
@@ -216,6 +236,8 @@ def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState) -> None:
         described = json.dumps(config_to_hf(run.model_config, dtype="float32"), indent=1)
         (folder / MODEL / "config.json").write_text(described)
 
+    mine = run.train.state(data_step(spikes, step))
+    streams = merge_states(all_ranks(mine)) if mine else {}
     run.checkpointer.save(
         step,
         {
@@ -223,6 +245,7 @@ def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState) -> None:
             "world_size": run.world.size,
             "data": run.data_folder.name,
             **({"spikes": spikes.as_json()} if spikes != SpikeState() else {}),
+            **({"data_state": streams} if streams else {}),
         },
         write_extras,
     )

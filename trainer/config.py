@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipelines.config import DataConfig
+from data_pipelines.config import DataConfig, num_lanes
 from models.config import LlamaConfig
 from parallel.config import ParallelConfig
 from trainer.exit_weights import check_exit_loss
@@ -141,6 +141,7 @@ class PretrainConfig:
                 f"{self.steps}: raise it"
             )
         check_schedule(self.schedule, self.steps)
+        num_lanes(self.data, self.batch.num_microbatches)
         if self.data.valid_fraction == 0:
             raise ValueError(
                 "data.valid_fraction is 0, but every exit is measured on held-out documents: set "
