@@ -1,7 +1,9 @@
 """From a config to the parts of a run: pure wiring, no policy."""
 
+import dataclasses
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +70,7 @@ class Run:
 
 
 def model_config(config: PretrainConfig) -> LlamaConfig:
-    """Return the shape of the model to train, read from `init_from` if there is one.
+    """Return the shape of the model to train, read from `init_from` if the config has none.
 
     Raises:
         ValueError: if the other sections do not fit it.
@@ -76,6 +78,27 @@ def model_config(config: PretrainConfig) -> LlamaConfig:
     shape = config.model or read_config(str(config.init_from))
     config.check_model(shape)
     return shape
+
+
+def _check_described(config: PretrainConfig) -> None:
+    """Check that a model to go on from is as the config says, where it says something."""
+    if config.model is None or config.init_from is None:
+        return
+    told, found = config.model, read_config(config.init_from)
+    for field in dataclasses.fields(LlamaConfig):
+        if field.name == "initializer_range":  # only fresh weights follow it
+            continue
+        resolved = {"num_key_value_heads": "kv_heads", "head_dim": "head_width"}
+        name = resolved.get(field.name, field.name)
+        ours, theirs = getattr(told, name), getattr(found, name)
+        same = ours == theirs or (
+            isinstance(ours, float) and math.isclose(ours, theirs, rel_tol=1e-6)
+        )
+        if not same:
+            raise ValueError(
+                f"model.{field.name} is {ours} but {theirs} in init_from {config.init_from}: "
+                "correct it, or leave model out"
+            )
 
 
 def build_run(config: PretrainConfig, world: World) -> Run:
@@ -86,6 +109,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         RuntimeError: if a checkpoint is not complete, or ranks were started differently.
     """
     agree_on_settings("config", config_settings(config))
+    _check_described(config)
     shape = model_config(config)
     config.batch.check_ranks(world.size)
     check_user_config(config.parallel, config.deepspeed_keys(world.size))

@@ -102,7 +102,8 @@ class PretrainConfig:
     schedule: ScheduleConfig
     """Learning rate over time."""
     model: LlamaConfig | None = None
-    """Shape of a fresh model; leave out with init_from."""
+    """Shape of a fresh model. With init_from it may be left out; what is given has to be true of
+    that model, and spares --check a look at it."""
     init_from: str | None = None
     """Folder or hub id of a Hugging Face Llama whose weights to start from."""
     layer_dropout: LayerDropoutConfig | None = None
@@ -147,10 +148,9 @@ class PretrainConfig:
                 "data.valid_fraction is 0, but every exit is measured on held-out documents: set "
                 "it above 0, such as 0.01"
             )
-        if (self.model is None) == (self.init_from is None):
+        if self.model is None and self.init_from is None:
             raise ValueError(
-                "give either model (the shape of a fresh model) or init_from (a model to go on "
-                "from), and not both"
+                "give model (the shape of a fresh model) or init_from (a model to go on from)"
             )
         if self.model is not None:
             self.check_model(self.model)

@@ -1,11 +1,14 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from configs.load import load
+from models.hf_config import config_to_hf
 from tests.e2e.runs import train, write_config
 from tests.ranks import RankError, run_ranks
+from tests.tiny import tiny_config
 from trainer import build
 from trainer.__main__ import main
 from trainer.config import PretrainConfig
@@ -36,9 +39,19 @@ def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     assert "unknown option --chek" in refusal([str(write_config(tmp_path)), "--chek"])
 
 
-def test_a_model_and_init_from_exclude_each_other(tmp_path: Path) -> None:
-    path = str(write_config(tmp_path))
-    assert "either model" in refusal([path, "init_from=somewhere", "--check"])
+def test_a_model_or_init_from_has_to_be_given(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path, model=None))
+    assert "give model" in refusal([path, "--check"])
+
+
+def test_a_shape_that_the_model_to_go_on_from_has_not_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_to_hf(tiny_config(), dtype="float32")))
+    path = str(write_config(tmp_path, init_from=str(folder)))
+    main([path, "--check"])  # which believes what it is told
+    with pytest.raises(RankError, match="model.vocab_size is 320 but 96 in init_from"):
+        train([path], ranks=1)
 
 
 def test_a_rotation_without_rotational_curriculum_is_refused(tmp_path: Path) -> None:
