@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.launched import Launched
-from parallel.checkpoint import latest
+from parallel.publish import latest
 
 Fault = Callable[[Launched, Path, random.Random], str]
 """Does it to a run, given the folder of its checkpoints; returns what it was, for the log."""

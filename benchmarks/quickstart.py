@@ -32,7 +32,8 @@ from inference.load import Loaded, load
 from models.flops import num_parameters
 from models.llama import Llama
 from models.plan import full
-from parallel.checkpoint import latest, read_state
+from parallel.checkpoint import read_state
+from parallel.publish import latest
 from trainer.config import PretrainConfig
 from trainer.metrics import FILE_NAME, read_metrics
 from trainer.run_folder import checkpoints_folder

@@ -22,7 +22,7 @@ from benchmarks.timing import Timings, ratio
 from models.config import LlamaConfig
 from models.flops import flops_of_plan
 from models.plan import full
-from parallel.checkpoint import Checkpointer
+from parallel.checkpointer import Checkpointer
 from parallel.config import ParallelConfig
 from parallel.reduce import sum_over_ranks
 from parallel.world import start, stop

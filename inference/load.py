@@ -15,6 +15,7 @@ from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
 from models.llama import Llama
 from parallel.checkpoint import MODEL, TOKENIZER, find_checkpoint, read_model
+from parallel.verified import verify
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +109,7 @@ def _pretrained(
 def _read(
     checkpoint: Path, dtype: torch.dtype, device: torch.device | str, ranks: Ranks | None
 ) -> Llama:
+    verify(checkpoint, (MODEL, TOKENIZER))
     config = read_config(checkpoint / MODEL)
     if ranks is not None:
         return load_on_ranks(config, checkpoint, is_checkpoint=True, dtype=dtype, ranks=ranks)

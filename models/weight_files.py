@@ -13,6 +13,8 @@ from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Endings of weights that torch has pickled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,20 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a folder's safetensors by name; reads the headers only.
 
     Raises:
-        ValueError: no safetensors there, a shard that the index names is missing, or one is cut
-            short; one line with the file's name.
+        ValueError: no safetensors there, or pickles instead; a shard that the index names is
+            missing, or one is cut short; one line with the file's name.
     """
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / SINGLE).is_file():
         return dict(_header(folder / SINGLE))
+    pickles = sorted(p for end in PICKLES for p in folder.glob(f"*{end}"))
+    if pickles:
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which may run any code and is never loaded: take the "
+            f"model's safetensors, or convert it where you trust it with transformers' "
+            "save_pretrained"
+        )
     raise ValueError(
         f"{folder} holds neither {SINGLE} nor {INDEX}: convert other formats with "
         "transformers' save_pretrained"

@@ -9,6 +9,15 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+class RankFailedError(RuntimeError):
+    """A job failed on some rank; all ranks raise the same."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+        """The error number of the system, if the failure was an OSError's."""
+
+
 def together(job: Callable[[], T], what: str, *, group: dist.ProcessGroup | None = None) -> T:
     """Run a job on every rank and return its result here; if one rank fails, all do.
 
@@ -20,19 +29,24 @@ def together(job: Callable[[], T], what: str, *, group: dist.ProcessGroup | None
         group: carries the reports; all ranks unless given.
 
     Raises:
-        RuntimeError: on every rank, naming the first that failed and why.
+        RankFailedError: on every rank, naming the first that failed and why.
     """
     outcome: T | BaseException
     try:
         outcome = job()
     except BaseException as error:
         outcome = error
-    failed = isinstance(outcome, BaseException)
-    mine = f"{type(outcome).__name__}: {outcome}" if failed else None
-    for rank, report in enumerate(all_ranks(mine, group=group)):
+    for rank, report in enumerate(all_ranks(_report(outcome), group=group)):
         if report is not None:
-            raise RuntimeError(f"{what} failed on rank {rank}: {report}")
+            raise RankFailedError(f"{what} failed on rank {rank}: {report[0]}", report[1])
     return cast(T, outcome)
+
+
+def _report(outcome: object) -> tuple[str, int | None] | None:
+    if not isinstance(outcome, BaseException):
+        return None
+    code = outcome.errno if isinstance(outcome, OSError) else None
+    return f"{type(outcome).__name__}: {outcome}", code
 
 
 def check_equal(value: object, what: str) -> None:
@@ -57,11 +71,11 @@ def check_equal(value: object, what: str) -> None:
 def all_ranks(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
     """Return every rank's value, in the order of ranks; for what is small and seldom.
 
-    It travels pickled, within our own process group.
+    It travels pickled, within our own process group; alone, with or without one, there is one.
     """
-    everyone: list[Any] = [None] * dist.get_world_size()
-    if len(everyone) == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
+    everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, value, group=group)
     return everyone
 

@@ -22,19 +22,14 @@ from models.hf_config import config_to_hf
 from models.init import Assign, init_weights
 from models.llama import Llama
 from parallel.agree import agree_on_settings
-from parallel.checkpoint import (
-    MODEL,
-    OPTIMIZER,
-    TOKENIZER,
-    Checkpointer,
-    latest,
-    read_state,
-    read_tensors,
-)
+from parallel.checkpoint import MODEL, OPTIMIZER, TOKENIZER, read_state, read_tensors
+from parallel.checkpointer import Checkpointer
 from parallel.engine import Engine, build_engine
+from parallel.publish import latest, tidy
 from parallel.reduce import on_first_rank
 from parallel.timeouts import Group, open_groups, set_timeout
 from parallel.together import all_ranks
+from parallel.verified import good_checkpoint
 from parallel.world import World
 from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
@@ -114,18 +109,12 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     config.batch.check_ranks(world.size)
     check_user_config(config.parallel, config.deepspeed_keys(world.size))
     lock = claim(config) if world.is_first else None
-    newest = latest(checkpoints_folder(config))
-    if newest is not None:
-        if config.resume == "never":
-            raise ValueError(
-                f"run_folder {config.run_folder} has checkpoints and resume is never: choose "
-                "another run_folder, or resume=auto to go on"
-            )
-        if (Path(config.run_folder) / CONFIG).is_file():  # a converted checkpoint has none
-            check_resumable(config)
+    newest = _find_newest(config)
     data_folder = on_first_rank(lambda: prepare_data(config.data))
     agree_on_settings("data", data_settings(data_folder, newest))
     _check_vocabulary(data_folder, shape)
+    if newest is not None:
+        newest = good_checkpoint(newest, strict=config.resume == "strict")
     with torch.device("meta"):
         model = Llama(shape)
     engine = build_engine(
@@ -175,6 +164,26 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     )
 
 
+def _find_newest(config: PretrainConfig) -> Path | None:
+    """Return the checkpoint that a run would go on from, after putting its folder in order.
+
+    Raises:
+        ValueError: if it may not.
+    """
+    folder = checkpoints_folder(config)
+    newest = latest(folder)
+    if newest is not None:
+        if config.resume == "never":
+            raise ValueError(
+                f"run_folder {config.run_folder} has checkpoints and resume is never: choose "
+                "another run_folder, or resume=auto to go on"
+            )
+        if (Path(config.run_folder) / CONFIG).is_file():  # a converted checkpoint has none
+            check_resumable(config)
+    on_first_rank(lambda: tidy(folder))
+    return latest(folder)
+
+
 def _read_into(engine: Engine, checkpoint: Path) -> dict[str, Any]:
     """Give an engine the weights and moments of a checkpoint; return the rest of its state."""
     state = read_state(checkpoint)
@@ -201,6 +210,7 @@ def go_back(run: Run, spikes: SpikeState, *, spike_step: int) -> Run:
             f"step {spike_step} is to be rolled back, but there is no checkpoint yet: lower "
             f"checkpoint.every, now {run.config.checkpoint.every}, or set spikes.policy=skip"
         )
+    newest = good_checkpoint(newest, strict=run.config.resume == "strict")
     state = _read_into(run.engine, newest)
     before = spike_state(state.get("spikes"))
     return replace(
@@ -251,8 +261,16 @@ def _open_train(
     )
 
 
-def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState) -> None:
-    """Save a checkpoint after `step` steps: weights, optimizer, position, config, tokenizer."""
+def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState, *, last: bool) -> None:
+    """Save a checkpoint after `step` steps: weights, optimizer, position, config, tokenizer.
+
+    Args:
+        run: what to save.
+        step: finished optimiser steps.
+        tokens_seen: in them.
+        spikes: what is remembered of them.
+        last: whether nothing will be saved after it, so that a lack of room is an error.
+    """
 
     def write_extras(folder: Path) -> None:
         shutil.copy(Path(run.config.run_folder) / CONFIG, folder / CONFIG)
@@ -272,4 +290,5 @@ def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState) -> None:
             **({"data_state": streams} if streams else {}),
         },
         write_extras,
+        may_be_left_out=not last,
     )

@@ -118,9 +118,9 @@ class PretrainConfig:
     """Held-out evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto goes on from the newest checkpoint in run_folder; never refuses to start if there is
-    one."""
+    resume: Literal["auto", "strict", "never"] = "auto"
+    """auto goes on from the newest checkpoint in run_folder that is good, and puts damaged ones
+    aside; strict stops if the newest is damaged; never refuses to start if there is one."""
     seed: int = 0
     """Fixes weights, data order, dropped layers: everything random."""
     loss_chunk_tokens: int | None = None

@@ -99,7 +99,7 @@ def _train(
             if result.stop or _is_due(step, config.checkpoint.every, config.steps):
                 watchdog.begin(f"the checkpoint after step {step - 1}", long=True)
                 with named("checkpoint"):
-                    save(run, step, tokens_seen, spikes)
+                    save(run, step, tokens_seen, spikes, last=result.stop or step == config.steps)
             end_profiled_step()
             watchdog.begin(f"waiting for the data of step {step}")
             if result.stop:

@@ -16,16 +16,18 @@ from models.weight_files import StoredTensor
 from parallel.box_shard import Box
 from parallel.checkpoint import (
     CHECKPOINTS,
-    LATEST,
     MODEL,
     OPTIMIZER,
     read_state,
     step_folder,
 )
+from parallel.checksum import Written
 from parallel.convert.beside import RUN_CONFIG, find_beside, write_beside
 from parallel.convert.contents import Contents, progress, read_master
 from parallel.manifest import read_manifest, write_manifest
+from parallel.publish import point_to
 from parallel.shard_file import write_boxes
+from parallel.verified import verify
 
 FILE_BYTES = 2**30
 """About as much goes into one file, and is in memory at once, unless one tensor is larger."""
@@ -46,8 +48,9 @@ def read_sharded(checkpoint: Path) -> Contents:
     Raises:
         RuntimeError: if a file is missing or damaged.
     """
+    verify(checkpoint)
     state = read_state(checkpoint)
-    tensors: dict[str, Any] = read_manifest(checkpoint)["tensors"]
+    tensors = read_manifest(checkpoint).tensors
     weights = _stored(checkpoint / MODEL, tensors)
     optimizer = _stored(checkpoint / OPTIMIZER, tensors)
     lost = sorted(tensors.keys() - weights.keys() - optimizer.keys())
@@ -111,32 +114,44 @@ def write_run(contents: Contents, folder: Path) -> None:
     checkpoints = folder / CHECKPOINTS
     checkpoint = step_folder(checkpoints, contents.step)
     checkpoint.mkdir(parents=True)
-    described = _write_part(checkpoint / MODEL, contents.weights, "weights")
-    described |= _write_part(checkpoint / OPTIMIZER, contents.optimizer, "optimizer")
+    described: dict[str, Tensor] = {}
+    written: dict[str, Written] = {}
+    for part, stored in ((MODEL, contents.weights), (OPTIMIZER, contents.optimizer)):
+        shapes, files = _write_part(checkpoint / part, stored)
+        described |= shapes
+        written |= files
     write_beside(contents.beside, checkpoint, contents.step)
-    write_manifest(checkpoint, described)
-    (checkpoints / LATEST).write_text(checkpoint.name + "\n")
+    write_manifest(checkpoint, described, written)
+    point_to(checkpoint)
     if contents.beside.run_config is not None:
         text = contents.beside.run_config.read_text()
         (folder / RUN_CONFIG).write_text(text)
 
 
-def _write_part(folder: Path, stored: Mapping[str, StoredTensor], what: str) -> dict[str, Tensor]:
-    """Write tensors to files of bounded size; return empty ones of their shapes and dtypes."""
+def _write_part(
+    folder: Path, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Tensor], dict[str, Written]]:
+    """Write tensors to files of bounded size.
+
+    Returns:
+        Empty tensors of their shapes and dtypes, and the files by their paths in the checkpoint.
+    """
     groups = _files(stored)
     ends = {names[-1]: number for number, names in enumerate(groups, start=1)}
     described: dict[str, Tensor] = {}
+    written: dict[str, Written] = {}
     boxes: dict[str, Box] = {}
-    for name in progress(stored, what):
+    for name in progress(stored, folder.name):
         tensor = read_master(stored[name])
         boxes[name] = Box((0,) * tensor.dim(), tensor)
         described[name] = torch.empty_like(tensor, device="meta")
         if name in ends:
             folder.mkdir(exist_ok=True)
             number = f"{ends[name]:05d}-of-{len(groups):05d}"
-            write_boxes(folder / f"shard-00001-model-{number}.safetensors", boxes)
+            file = f"shard-00001-model-{number}.safetensors"
+            written[f"{folder.name}/{file}"] = write_boxes(folder / file, boxes)
             boxes = {}
-    return described
+    return described, written
 
 
 def _files(stored: Mapping[str, StoredTensor]) -> list[list[str]]:

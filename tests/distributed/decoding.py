@@ -25,7 +25,7 @@ from models.hf import read_config, save_pretrained
 from models.hf_config import config_to_hf
 from models.llama import Llama
 from models.plan import full, without
-from parallel.checkpoint import Checkpointer
+from parallel.checkpointer import Checkpointer
 from parallel.config import ParallelConfig, ZeroConfig
 from parallel.share import share_numbers
 from parallel.world import start

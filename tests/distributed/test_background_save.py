@@ -16,9 +16,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_with_dcp
 
 from models.llama import Llama
-from parallel.checkpoint import MODEL, OPTIMIZER, Checkpointer, latest, read_model, step_folder
+from parallel.checkpoint import MODEL, OPTIMIZER, read_model, step_folder
+from parallel.checkpointer import Checkpointer
 from parallel.config import FsdpConfig, ParallelConfig
 from parallel.engine import Engine
+from parallel.publish import latest
 from parallel.shard_file import write_shards
 from parallel.world import World, start
 from tests.distributed.recipe import engine_steps, make_engine, model_config

@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from data_pipelines.tokenize import train_sentencepiece
 from models.hf_config import config_to_hf
-from parallel.checkpoint import MODEL, OPTIMIZER, TOKENIZER, Checkpointer, latest, read_tensors
+from parallel.checkpoint import MODEL, OPTIMIZER, TOKENIZER, read_tensors
+from parallel.checkpointer import Checkpointer
 from parallel.config import FsdpConfig, ParallelConfig, ZeroConfig
 from parallel.convert.convert import ConvertConfig, convert
 from parallel.manifest import read_manifest
+from parallel.publish import latest
 from parallel.world import start
 from tests.distributed.deepspeed_engine import (
     KINDS,
@@ -50,7 +52,7 @@ def tensors_of(run: Path) -> Tensors:
     checkpoint = latest(run / "checkpoints")
     assert checkpoint is not None
     found: Tensors = {}
-    described = read_manifest(checkpoint)["tensors"]
+    described = read_manifest(checkpoint).tensors
     for part in (MODEL, OPTIMIZER):
         names = [n for n in described if (part == MODEL) == n.startswith(("model.", "lm_head."))]
         if names:

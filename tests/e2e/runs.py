@@ -64,11 +64,15 @@ def train(arguments: list[str], ranks: int = 2) -> None:
 
 
 def torchrun(
-    arguments: list[str], ranks: int = 2, environment: dict[str, str] | None = None
+    arguments: list[str],
+    ranks: int = 2,
+    environment: dict[str, str] | None = None,
+    restarts: int = 0,
 ) -> "subprocess.Popen[str]":
     """Start the trainer as a user does, in a process group of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), "-m", "trainer", *arguments]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    command += ["-m", "trainer", *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,

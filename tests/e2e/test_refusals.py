@@ -50,7 +50,7 @@ def test_a_shape_that_the_model_to_go_on_from_has_not_is_refused(tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(config_to_hf(tiny_config(), dtype="float32")))
     path = str(write_config(tmp_path, init_from=str(folder)))
     main([path, "--check"])  # which believes what it is told
-    with pytest.raises(RankError, match="model.vocab_size is 320 but 96 in init_from"):
+    with pytest.raises(RankError, match=r"model\.vocab_size is 320 but 96 in init_from"):
         train([path], ranks=1)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from inference.load import load as load_for_inference
-from parallel.checkpoint import latest
+from parallel.publish import latest
 from tests.e2e.runs import STEPS, curve, kill, torchrun, train, wait_for_step, write_config
 
 pytestmark = pytest.mark.e2e

@@ -14,8 +14,9 @@ from inference.generation import Generation, Settings
 from inference.load import Loaded, load
 from models.hf_config import config_to_hf
 from models.plan import full
-from parallel.checkpoint import Checkpointer, latest
+from parallel.checkpointer import Checkpointer
 from parallel.config import ParallelConfig
+from parallel.publish import latest
 from parallel.world import start
 from tests.distributed.recipe import engine_steps, make_engine, whole
 from tests.ranks import run_ranks
