@@ -2,6 +2,7 @@
 #                   or with DeepSpeed: make quickstart ENGINE=zero3
 # make test         the tests (make test ARGS="-k plans -x" passes arguments to pytest)
 # make test-slurm   the job scripts on a real Slurm of two nodes, started here (root; docs/slurm.md)
+# make fuzz         1,000 hostile configs, files, checkpoints and prompts, given to every command
 # make lint         ruff, mypy, shell syntax
 # make bench        the speed benchmarks, tables and JSON lines, in about 22 minutes (runs/benchmarks)
 # make clean        delete the environment and all caches; runs/ and data/ stay
@@ -20,7 +21,7 @@ STARTED := $(shell date +%s)
 ENGINE ?= fsdp
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slurm lint bench clean
+.PHONY: help quickstart test test-slurm fuzz lint bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -35,6 +36,9 @@ test: $(DEV_STAMP)
 test-slurm: $(DEV_STAMP)
 	@$(BIN)/python -m tests.slurm.cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -s tests/slurm $(ARGS)
+
+fuzz: $(DEV_STAMP)
+	SKIPSTONE_FUZZ=1000 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -68,5 +72,5 @@ $(DEV_STAMP): $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,16 @@
 """Configuration: defaults <- YAML <- overrides, into frozen dataclasses that check themselves.
 
-The only file that imports omegaconf. It imports nothing of ours, so every package may use it.
+The only file that imports omegaconf. It imports `configs` alone, so every package may use it.
 """
 
 import ast
 import dataclasses
 import difflib
 import inspect
+import io
 import itertools
 import keyword
+import math
 import re
 import textwrap
 import types
@@ -20,7 +22,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from configs.document import TOO_DEEP, find_fault, is_too_deep
+from configs.quote import one_line, quoted
+
 T = TypeVar("T")
+
+LARGEST = 2**63
+"""Whole numbers are below."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ def load_section(cls: type[T], path: str | Path, section: str, overrides: Sequen
 def _build(cls: type[T], content: Mapping[Any, Any], origin: str, overrides: Sequence[str]) -> T:
     settings = list(_settings(cls, content, origin))
     for override in overrides:
-        settings += _settings(cls, _nested(override), textwrap.shorten(override, 80))
+        settings += _settings(cls, _nested(override), one_line(override))
     config = OmegaConf.structured(cls)
     for setting in settings:
         config = _set(config, setting)
@@ -115,12 +123,16 @@ def _read(path: Path) -> dict[Any, Any]:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"no config file {path}{hint}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        fault = find_fault(text)
+        content = {} if fault else OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:  # numbers and dates, too
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys and values, not a list")
-    return content
+    if fault is not None:
+        raise ValueError(f"{path} {fault}")
+    return cast(dict[Any, Any], content)
 
 
 def _nested(override: str) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _nested(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise ValueError(f"{override!r} is not an override: write key=value, without spaces")
+        raise ValueError(f"{quoted(override)} is not an override: write key=value, without spaces")
     nested: Any = _Text(text)
     for name in reversed(names):
         nested = {name: nested}
@@ -162,8 +174,10 @@ def _parse(text: str, hint: Any, origin: str) -> Any:
     if _holds_text(hint):
         return None if type(None) in _choices(hint) and text == "null" else text
     try:
+        if is_too_deep(text):
+            raise ValueError(TOO_DEEP)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{origin}: {' '.join(str(error).split())}") from None
     return cast(dict[str, Any], parsed)["value"]
 
@@ -207,14 +221,36 @@ def _set(config: Any, setting: _Setting) -> Any:
     try:
         if isinstance(value, str) and "${" in value and not _holds_text(setting.hint):
             raise TypeError  # omegaconf would let it pass
+        _check_number(setting)
         return OmegaConf.merge(config, nested)
     except (OmegaConfBaseException, TypeError):
         wanted = _type_name(setting.hint)
         whole = isinstance(value, float) and value.is_integer() and int in _choices(setting.hint)
         remedy = f"; write {int(value)}" if whole else ""
         raise ValueError(
-            f"{setting.origin}: {setting.key} must be {wanted}, got {value!r}{remedy}"
+            f"{setting.origin}: {setting.key} must be {wanted}, got {quoted(value)}{remedy}"
         ) from None
+
+
+def _check_number(setting: _Setting) -> None:
+    """Refuse numbers that no setting can mean and arithmetic fails on."""
+    value = _number(setting.value, setting.hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{setting.origin}: {setting.key} must be a finite number, got {value}")
+    if isinstance(value, int) and not -LARGEST <= value < LARGEST:
+        raise ValueError(
+            f"{setting.origin}: {setting.key} must be a number of at most 63 bits, got "
+            f"{quoted(value)}"
+        )
+
+
+def _number(value: Any, hint: Any) -> Any:
+    """Return the number that omegaconf would make of a text; else the value."""
+    kind = next((k for k in (int, float) if k in _choices(hint) and isinstance(value, str)), None)
+    try:
+        return value if kind is None else kind(value)
+    except ValueError:
+        return value
 
 
 def _literal(value: Any) -> Any:

@@ -30,7 +30,7 @@ def list_files(source: FilesSource) -> list[Path]:
             )
         files = [root]
     elif root.is_dir():
-        files = sorted(p for p in root.rglob(source.pattern or "*") if _is_visible(p, root))
+        files = _matching(root, source.pattern or "*")
     else:
         raise ValueError(f"data.source.files.path: there is no file or folder {root}")
     if not files:
@@ -42,6 +42,16 @@ def list_files(source: FilesSource) -> list[Path]:
             f"{files[0]} is read as one text: remove the column or rename the file"
         )
     return files
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(path for path in root.rglob(pattern) if _is_visible(path, root))
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"data.source.files.pattern {pattern!r} is no pattern of files in a folder ({error}): "
+            'write one such as "*.jsonl"'
+        ) from None
 
 
 def read_files(source: FilesSource) -> Iterator[str]:
@@ -86,7 +96,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(_decode(line, where))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(
                     f"{where} is not JSON ({error}): write one object a line, or {_LEAVE_OUT}"
                 ) from None
@@ -113,14 +123,21 @@ def _read_csv(path: Path, column: str) -> Iterator[str]:
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = pa.parquet.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None
     with file:
         _check_column(column, file.schema_arrow.names, str(path))
-        batches = file.iter_batches(columns=[column])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
-        for number, value in enumerate(values, start=1):
+        for number, value in enumerate(_values(path, file, column), start=1):
             yield _checked(value, column, f"{path} row {number}")
+
+
+def _values(path: Path, file: pa.parquet.ParquetFile, column: str) -> Iterator[Any]:
+    try:
+        for batch in file.iter_batches(columns=[column]):
+            yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}): copy it again, or {_LEAVE_OUT}") from None
 
 
 def _check_column(column: str, present: list[str], where: str) -> None:

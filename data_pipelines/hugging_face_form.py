@@ -24,6 +24,13 @@ def to_hugging_face(model: bytes) -> str | None:
         return None
     if not _is_plain_byte_pair(proto):
         return None
+    try:
+        return _byte_pair(proto)
+    except Exception:  # a damaged model may say anything, and tokenizers raises bare exceptions
+        return None
+
+
+def _byte_pair(proto: Any) -> str:
     kinds = proto.SentencePiece
     (unknown,) = [piece.piece for piece in proto.pieces if piece.type == kinds.UNKNOWN]
     backend = tokenizers.Tokenizer(

@@ -20,6 +20,7 @@ from data_pipelines.pack import Int32s, SplitSize, pack, write_split
 from data_pipelines.sources import open_source, source_identity
 from data_pipelines.tokenize import Tokenizer, load_tokenizer, train_sentencepiece
 from data_pipelines.whole import pack_samples
+from models.json_file import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,12 @@ def read_prepared(folder: str | Path) -> Prepared:
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():
         raise ValueError(f"{folder} is not prepared data: it has no {SUMMARY_FILE}")
-    content = json.loads(path.read_text())
-    train, valid = (SplitSize(**content.pop(name)) for name in ("train", "valid"))
-    return Prepared(**content, train=train, valid=valid)
+    content = read_object(path)
+    try:
+        train, valid = (SplitSize(**content.pop(name)) for name in ("train", "valid"))
+        return Prepared(**content, train=train, valid=valid)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove {folder}") from None
 
 
 def _fingerprint(config: DataConfig, tokenizer: Tokenizer | None) -> str:

@@ -79,20 +79,25 @@ def _check_columns(row: Record, columns: Sequence[str], where: str) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not a JSON object but a {type(row).__name__}")
         yield where, row
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return what a file of text holds, without a byte-order mark.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,8 +120,17 @@ def _csv(path: Path) -> Iterator[tuple[str, Record]]:
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
     try:
         file = pa.parquet.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None
     with file:
-        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        for number, row in enumerate(_rows(path, file), 1):
+            yield f"{path}, row {number}", row
+
+
+def _rows(path: Path, file: pa.parquet.ParquetFile) -> Iterator[Record]:
+    try:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}): copy it again") from None

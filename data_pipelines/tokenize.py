@@ -180,7 +180,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # it quotes what it cannot read
         raise ValueError(
             f"tokenizer {path} is not a SentencePiece model: give a .model file, a folder with "
             "tokenizer files, or a hub id"

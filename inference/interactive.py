@@ -38,7 +38,7 @@ def interact(
         try:
             notes.write(sign)
             notes.flush()
-            line = lines.readline()
+            line = _read_line(lines)
         except KeyboardInterrupt:
             notes.write("\n(Ctrl-D ends)\n")
             continue
@@ -46,6 +46,15 @@ def interact(
             return
         if line.strip():
             history = _answer(config, loaded, decode, history, line.rstrip("\n"), (out, notes))
+
+
+def _read_line(lines: TextIO) -> str:
+    try:
+        return lines.readline()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"what was typed is not UTF-8 text ({error}): set the terminal to UTF-8"
+        ) from None
 
 
 def _answer(

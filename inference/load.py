@@ -2,7 +2,6 @@
 in Hugging Face form, or the hub.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer, load_tokeni
 from inference.ranks import Ranks, load_on_ranks
 from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
+from models.json_file import read_object
 from models.llama import Llama
 from parallel.checkpoint import MODEL, TOKENIZER, find_checkpoint, read_model
 from parallel.verified import verify
@@ -38,6 +38,10 @@ class Loaded:
         Raises:
             ValueError: if there is nothing to continue.
         """
+        try:
+            _ = text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt is not UTF-8 text ({error}): convert it") from None
         ids = [*self.prefix, *self.tokenizer.encode(text)]
         if not ids:
             raise ValueError(
@@ -132,5 +136,9 @@ def _eos_ids(folder: Path) -> frozenset[int]:
     file = folder / "generation_config.json"
     if not file.is_file():
         return frozenset()
-    listed = json.loads(file.read_text()).get("eos_token_id") or []
-    return frozenset([listed] if isinstance(listed, int) else listed)
+    found = read_object(file).get("eos_token_id")
+    listed = [] if found is None else found if isinstance(found, list) else [found]
+    wrong = [each for each in listed if not isinstance(each, int) or each < 0]
+    if wrong:
+        raise ValueError(f"{file}: eos_token_id is {found!r:.80}; ids of tokens are needed")
+    return frozenset(listed)

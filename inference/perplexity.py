@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from data_pipelines.records import read_text
 from inference.config import check_weights
 from inference.load import Loaded
 from inference.report import table_lines
@@ -108,7 +109,7 @@ def read_texts(name: str) -> list[str]:
     file = Path(name)
     if not file.is_file():
         raise ValueError(f"texts={name}: there is no such file")
-    content = file.read_text(encoding="utf-8")
+    content = read_text(file)
     if not content.strip():
         raise ValueError(f"texts={name}: the file is empty; write the text to score")
     if file.suffix != ".jsonl":
@@ -120,7 +121,7 @@ def read_texts(name: str) -> list[str]:
 def _text_of(line: str, where: str) -> str:
     try:
         text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = None
     if not isinstance(text, str):
         raise ValueError(f'{where} is not an object such as {{"text": "some text"}}')

@@ -113,6 +113,6 @@ def read_tuned(path: Path) -> dict[str, Any]:
         if settings != content["decoding"]:
             raise KeyError("decoding")
         _ = parse_generate([f"{name}={value}" for name, value in settings.items()])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is not what tune writes: run tune again, or remove it") from None
     return {**content, "identity": identity}

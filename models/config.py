@@ -2,6 +2,22 @@
 
 from dataclasses import dataclass
 
+MOST_LAYERS = 1000
+"""The deepest Llama has 126."""
+WIDEST = 2**24
+"""Side of a matrix; the elements of one with two such sides still fit 64 bits."""
+MOST = {
+    "vocab_size": WIDEST,
+    "hidden_size": WIDEST,
+    "intermediate_size": WIDEST,
+    "num_hidden_layers": MOST_LAYERS,
+    "num_attention_heads": WIDEST,
+    "num_key_value_heads": WIDEST,
+    "head_dim": WIDEST,
+    "max_position_embeddings": 2**40,
+}
+"""What each size may be, from 1 on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
@@ -67,19 +83,11 @@ class LlamaConfig:
     """Standard deviation of fresh weights."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {value}")
+            if value is not None and not 1 <= value <= most:
+                limit = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"model.{name} must be {limit}, got {value}")
         for name in ("rope_theta", "rms_norm_eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name} must be positive, got {getattr(self, name)}")

@@ -22,6 +22,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from models.config import LlamaConfig
 from models.hf_config import config_from_hf, config_to_hf
 from models.init import Assign, copy_whole
+from models.json_file import read_object
 from models.llama import Llama
 from models.weight_check import check_shapes, checked
 from models.weight_files import INDEX, SINGLE, StoredTensor, stored_tensors, write_tensors
@@ -52,13 +53,7 @@ def read_config(source: str | Path) -> LlamaConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json: give the folder of a model")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:  # also when it is not text
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold an object, the config of a model")
-    return config_from_hf(values, origin=str(file))
+    return config_from_hf(read_object(file), origin=str(file))
 
 
 def iterate_weights(source: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -87,13 +82,22 @@ def load_weights(model: Llama, source: str | Path, *, assign: Assign = copy_whol
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape; one line with its name.
     """
-    parameters = dict(model.named_parameters())
+    _fill(model, _fitting(model, source), assign)
+
+
+def _fitting(model: Llama, source: str | Path) -> dict[str, StoredTensor]:
+    """Return the stored tensors of a source after checking that they are the model's."""
     stored = stored_weights(source)
     check_shapes(
         {name: tensor.shape for name, tensor in stored.items()},
-        {name: tuple(parameter.shape) for name, parameter in parameters.items()},
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
         origin=str(source),
     )
+    return stored
+
+
+def _fill(model: Llama, stored: dict[str, StoredTensor], assign: Assign) -> None:
+    parameters = dict(model.named_parameters())
     for name, tensor in stored.items():
         assign(parameters[name], tensor.read())
 
@@ -105,8 +109,9 @@ def load_pretrained(
     """Return the Llama of a folder or hub id, never holding its weights twice."""
     with torch.device("meta"):
         model = Llama(read_config(source)).to(dtype)
+    stored = _fitting(model, source)  # before memory is taken for what may not be there
     model.to_empty(device=device)
-    load_weights(model, source)
+    _fill(model, stored, copy_whole)
     return model
 
 
@@ -217,7 +222,11 @@ def _gguf(folder: Path) -> Path | None:
 
 
 def _gguf_config(file: Path) -> dict[str, Any]:
-    config: dict[str, Any] = load_gguf_checkpoint(file)["config"]  # type: ignore[no-untyped-call]
+    try:
+        config: dict[str, Any] = load_gguf_checkpoint(file)["config"]  # type: ignore[no-untyped-call]
+    except Exception as error:  # a damaged file may make the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} cannot be read as GGUF ({reason}): download it again") from None
     return config
 
 

@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.json_file import read_object
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -57,10 +59,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _indexed(folder: Path) -> dict[str, StoredTensor]:
-    try:
-        placed: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX} is not an index of shards: {error!r}") from None
+    placed = _placed(folder / INDEX)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(placed.values())):
         if not (folder / file).is_file():
@@ -72,6 +71,20 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
         if name not in found:
             raise ValueError(f"{folder / file} lacks {name} although {INDEX} says it holds it")
     return found
+
+
+def _placed(index: Path) -> dict[str, str]:
+    """Return which file of its folder holds each tensor, as an index says."""
+    placed = read_object(index).get("weight_map")
+    if not isinstance(placed, dict):
+        raise ValueError(f"{index} is not an index of shards: it has no weight_map")
+    for name, file in placed.items():
+        if not isinstance(file, str) or not file or Path(file).name != file or file == "..":
+            raise ValueError(
+                f"{index}: {name} is said to be in {file!r:.80}, which is not the name of a file "
+                "beside it: copy or download it again"
+            )
+    return placed
 
 
 def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:

@@ -155,7 +155,7 @@ def read_user_config(path: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"parallel.zero.deepspeed_config {path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"parallel.zero.deepspeed_config {path}: no JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"parallel.zero.deepspeed_config {path}: no JSON object")

@@ -13,6 +13,9 @@ from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig, ScheduleCo
 from trainer.schedule import check_schedule
 from trainer.spikes import SpikesConfig
 
+MOST_STEPS = 10**9
+"""A run of a step a millisecond would take eleven days."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchConfig:
@@ -136,6 +139,10 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS}, got {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
         if self.profile and self.steps < PROFILE_STEPS:
             raise ValueError(
                 f"profile=true traces steps up to the {PROFILE_STEPS}th, but steps is "

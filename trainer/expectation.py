@@ -15,6 +15,9 @@ from trainer.exit_weights import exit_weights
 from trainer.layer_dropout import drop_probabilities
 from trainer.recipe_config import LayerDropoutConfig
 
+MOMENTS = 2000
+"""Steps of a run whose costs are counted one by one, in a second or two."""
+
 
 class StepCost(NamedTuple):
     """Means of one step over all ranks, or sums or means over several steps."""
@@ -80,8 +83,18 @@ def expected_around(config: PretrainConfig, model: LlamaConfig, step: int) -> St
 
 
 def expected_run(config: PretrainConfig, model: LlamaConfig) -> StepCost:
-    """Return the sum over all steps of a run."""
-    return _sum(expected_step(config, model, step) for step in range(config.steps))
+    """Return the sum over all steps of a run.
+
+    Of a long one only `MOMENTS` steps count, evenly spaced and each the next in its rotation: costs
+    change slowly but for the rotation, and for the few steps at which `gradual` enables an exit.
+    """
+    if config.steps <= MOMENTS:
+        return _sum(expected_step(config, model, step) for step in range(config.steps))
+    period = 1 if config.exit_loss is None else min(config.exit_loss.period, MOMENTS)
+    begins = (config.steps * i // MOMENTS // period * period for i in range(MOMENTS))
+    moments = (min(begin + i % period, config.steps - 1) for i, begin in enumerate(begins))
+    total = _sum(expected_step(config, model, step) for step in moments)
+    return StepCost(*(value * config.steps / MOMENTS for value in total))
 
 
 def _sum(costs: Iterable[StepCost]) -> StepCost:

@@ -177,14 +177,16 @@ def _with_exits(line: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    rows = path.read_text().split("\n")
+    rows = path.read_bytes().split(b"\n")
     for number, row in enumerate(rows[:-1], start=1):  # the last holds what follows the last "\n"
         try:
-            found.append(json.loads(row))
-        except json.JSONDecodeError:
+            line = json.loads(row)
+            _ = line["kind"], int(line["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
-                f"{path}, line {number} is not JSON: {row[:80]!r}; remove the line"
+                f"{path}, line {number} is not JSON of a step: {row[:80]!r}; remove the line"
             ) from None
+        found.append(line)
     return found
 
 

@@ -6,6 +6,8 @@ Source of the first two: LayerSkip, arXiv 2404.16710, section 4.1.
 from dataclasses import dataclass
 from typing import Literal
 
+from models.config import MOST_LAYERS
+
 Curve = Literal["exp", "linear", "uniform"]
 """How drop probability grows with depth."""
 OverTime = Literal["constant", "exp"]
@@ -55,6 +57,10 @@ class ExitLossConfig:
             raise ValueError(
                 "exit_loss.rotation must be at least 1 with curriculum rotational, "
                 f"got {self.rotation}"
+            )
+        if self.rotation is not None and self.rotation > MOST_LAYERS:
+            raise ValueError(
+                f"exit_loss.rotation must be at most {MOST_LAYERS}, got {self.rotation}"
             )
         if self.curriculum != "rotational" and self.rotation is not None:
             raise ValueError(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipelines.records import Record, hub_records, read_records
+from data_pipelines.records import Record, hub_records, read_records, read_text
 from inference.prompt_sets.prompt import Prompt
 from inference.prompt_sets.sets import CUSTOM, SETS, HubPlace, PromptSet
 
@@ -56,7 +56,7 @@ def _hub(name: str, place: HubPlace | None) -> Iterable[tuple[str, Record]]:
 
 
 def _lines(path: Path) -> list[Prompt]:
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    lines = enumerate(read_text(path).splitlines(), 1)
     prompts = [Prompt(str(number), line) for number, line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"prompts={path}: the file is empty; write one prompt a line")
@@ -66,7 +66,7 @@ def _lines(path: Path) -> list[Prompt]:
 def _own_rows(path: Path) -> list[Prompt]:
     """Read JSON lines of one's own; what is no object with a prompt may be those of a set."""
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             prompts.append(CUSTOM.prompt(_own_row(line, where, path), where, number))
@@ -78,7 +78,7 @@ def _own_rows(path: Path) -> list[Prompt]:
 def _own_row(line: str, where: str, path: Path) -> Record:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict) and isinstance(row.get("prompt"), str):
         return row

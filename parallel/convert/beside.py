@@ -14,6 +14,7 @@ from typing import Any
 from models.config import LlamaConfig
 from models.hf import read_config
 from models.hf_config import config_to_hf
+from models.json_file import read_object
 from parallel.checkpoint import MODEL, STATE, TOKENIZER
 
 RUN_CONFIG = "config.yaml"
@@ -56,14 +57,14 @@ def find_beside(*folders: Path) -> Beside:
     files = next((found for t in tokenizers if (found := _tokenizer_files(t))), ())
     runs = [folder / RUN_CONFIG for folder in folders if (folder / RUN_CONFIG).is_file()]
     states = [folder / STATE for folder in folders if (folder / STATE).is_file()]
-    described = json.loads((configs[0] / "config.json").read_text()) if configs else {}
+    described = read_object(configs[0] / "config.json") if configs else {}
     special = {key: described[key] for key in SPECIAL if described.get(key) is not None}
     return Beside(
         config=read_config(configs[0]) if configs else None,
         special={**_special_ids(files), **special},
         tokenizer=files,
         run_config=runs[0] if runs else None,
-        state=json.loads(states[0].read_text()) if states else {},
+        state=read_object(states[0]) if states else {},
     )
 
 
@@ -134,13 +135,20 @@ def _special_ids(files: tuple[Path, ...]) -> dict[str, int]:
     by_name = {file.name: file for file in files}
     if not {"tokenizer.json", "tokenizer_config.json"} <= by_name.keys():
         return {}
-    added = json.loads(by_name["tokenizer.json"].read_text(encoding="utf-8"))["added_tokens"]
-    ids = {token["content"]: token["id"] for token in added}
-    settings = json.loads(by_name["tokenizer_config.json"].read_text(encoding="utf-8"))
+    ids = _added_ids(by_name["tokenizer.json"])
+    settings = read_object(by_name["tokenizer_config.json"])
     found = {}
     for key in SPECIAL:
         token = settings.get(key.removesuffix("_id"))
         token = token.get("content") if isinstance(token, dict) else token
-        if token in ids:
+        if isinstance(token, str) and token in ids:
             found[key] = ids[token]
     return found
+
+
+def _added_ids(file: Path) -> dict[str, int]:
+    added = read_object(file).get("added_tokens")
+    try:
+        return {str(token["content"]): int(token["id"]) for token in added or ()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: added_tokens is damaged ({error!r}): copy it again") from None

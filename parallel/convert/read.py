@@ -56,9 +56,12 @@ def _tag(source: Path) -> Path:
     """Return the folder that DeepSpeed's pointer names; the source itself if there is none."""
     for name in ("latest", LATEST_UNIVERSAL):
         if (source / name).is_file():
-            tag = source / (source / name).read_text().strip()
-            if not tag.is_dir():
-                raise ValueError(f"{source / name} names {tag.name}, which is not there: copy it")
+            named = (source / name).read_text(errors="replace").strip()
+            tag = source / named
+            if "\x00" in named or Path(named).name != named or not tag.is_dir():
+                raise ValueError(
+                    f"{source / name} names {named:.80}, which is not there beside it: copy it"
+                )
             return tag
     return source
 

@@ -379,3 +379,33 @@ def test_a_part_of_a_file_is_loaded_without_the_rest(tmp_path: Path) -> None:
 
 def test_the_help_names_the_keys_of_sections_by_name() -> None:
     assert "parts.NAME.weight: float = required" in help_text(Whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("limit: .nan", "limit must be a finite number, got nan"),
+        ("limit: 'inf'", "limit must be a finite number, got inf"),
+        ("engine: {power: -.inf}", "engine.power must be a finite number, got -inf"),
+        (f"wheels: {10**30}", "wheels must be a number of at most 63 bits, got 10000"),
+        (f"wheels: {'9' * 5000}", "is not valid YAML: Exceeds the limit"),
+        ("'07'", "must hold keys and values, not 07"),
+        ("1.5", "must hold keys and values, not 1.5"),
+        ("[" * 100_000, "nested more than 64 levels deep"),
+        ("wheels: " + "x" * 5000, r"wheels must be int, got 'x{119}\.\.\.$"),
+    ],
+)
+def test_what_no_key_can_mean_is_refused_in_a_short_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "car.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load(Car, path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000, "nan", "&a [*a]"])
+def test_an_override_that_no_key_can_mean_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        load(Car, None, ["wheels=4", f"limit={value}"])

@@ -88,6 +88,7 @@ def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
         ("a.csv", b"id,text\n1,x\n2\n", "a.csv:3: column 'text' holds NoneType"),
         ("a.csv", b'text\n"x', "a.csv is not CSV after line 1"),
         ("a.parquet", b"no", "a.parquet is not Parquet"),
+        ("a.jsonl", b'{"text": ' + b"[" * 50_000, "a.jsonl:1 is not JSON"),
     ],
 )
 def test_a_fault_names_the_file_and_the_line(
@@ -107,6 +108,18 @@ def test_a_fault_in_parquet_names_the_file_and_the_row(tmp_path: Path) -> None:
         read(tmp_path, column="body")
 
 
+def test_a_damaged_page_of_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ["x" * 100, "y" * 100])
+    content = bytearray(path.read_bytes())
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    content[4:-footer] = b"\xff" * (len(content) - 4 - footer)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -114,6 +127,7 @@ def test_a_fault_in_parquet_names_the_file_and_the_row(tmp_path: Path) -> None:
         ({"path": "empty"}, "empty has no files"),
         ({"path": "a.txt", "pattern": "*"}, "a.txt is a file: remove the pattern"),
         ({"path": ".", "pattern": "*.csv"}, "has no files that match '\\*.csv'"),
+        ({"path": ".", "pattern": "/x"}, "pattern '/x' is no pattern of files in a folder"),
         ({"path": ".", "column": "body"}, "column 'body' is for JSONL, Parquet and CSV"),
     ],
 )

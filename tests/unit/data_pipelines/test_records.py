@@ -76,6 +76,22 @@ def test_a_missing_file_is_named() -> None:
         list(read_records(Path("nowhere.csv"), []))
 
 
+def test_a_damaged_page_of_parquet_is_named(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", ROWS)
+    content = bytearray(path.read_bytes())
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    content[4:-footer] = b"\xff" * (len(content) - 4 - footer)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged"):
+        list(read_records(path, []))
+
+
+def test_json_that_is_nested_without_end_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 50_000)
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        list(read_records(tmp_path / "a.jsonl", []))
+
+
 def test_bytes_that_are_no_text_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not UTF-8 text"):

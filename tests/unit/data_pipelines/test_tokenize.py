@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data_pipelines.hugging_face_form import to_hugging_face
 from data_pipelines.tokenize import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 
 CODE = 'def f(x):\n\tif x == "a  b":\n        return {x: [1, 2]}  # two\n\n\n    pass\r\n'
@@ -221,3 +222,19 @@ def test_what_is_not_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             load_tokenizer(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_pieces_are_damaged_is_named(tmp_path: Path) -> None:
+    train_sentencepiece(["def f(x):\n    return x  # é\n" * 4], 280, tmp_path)
+    file = tmp_path / "tokenizer.model"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"<0x41>", b"\xe7\xff\xff\xff\xff>", 1))
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        load_tokenizer(file)
+
+
+def test_what_has_no_hugging_face_form_because_it_is_damaged_is_no_error(tmp_path: Path) -> None:
+    train_sentencepiece(["def f(x):\n    return x  # é\n" * 4], 280, tmp_path)
+    whole = (tmp_path / "tokenizer.model").read_bytes()
+    assert to_hugging_face(whole) is not None
+    assert to_hugging_face(whole.replace(b"<unk>", b"<un\xe7\xe7", 1)) is None

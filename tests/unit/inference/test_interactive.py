@@ -173,6 +173,12 @@ def test_a_setting_that_does_not_fit_is_refused_before_a_line_is_read(exported: 
         main(["generate", str(exported), "interactive=true", "strategy=early_exit", "exit_layer=9"])
 
 
+def test_what_is_typed_has_to_be_text(loaded: Loaded) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8")
+    with pytest.raises(ValueError, match="what was typed is not UTF-8 text"):
+        interact(_config(), loaded, typed, io.StringIO(), io.StringIO())
+
+
 @pytest.mark.e2e
 def test_the_command_reads_a_pipe(exported: Path) -> None:
     done = subprocess.run(

@@ -124,6 +124,28 @@ def test_a_token_that_the_tokenizer_lacks_is_named(exported: Path, tmp_path: Pat
         _load(folder).decode([3, 25])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "generation_config.json is not valid JSON"),
+        ('{"eos_token_id": ["a"]}', r"eos_token_id is \['a'\]; ids of tokens are needed"),
+        ('{"eos_token_id": {"a": 1}}', "ids of tokens are needed"),
+    ],
+)
+def test_a_damaged_generation_config_is_named(
+    exported: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        _load(folder)
+
+
+def test_a_prompt_with_stray_bytes_is_refused(exported: Path) -> None:
+    with pytest.raises(ValueError, match="the prompt is not UTF-8 text"):
+        _load(exported).encode("a\udcff")
+
+
 def test_an_empty_prompt_needs_a_token_to_begin_with(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the prompt is empty"):
         _load(exported).encode("")

@@ -97,6 +97,13 @@ def test_what_is_no_prompt_set_is_said_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"a\xff\n")
+    with pytest.raises(ValueError, match=f"{name} is not UTF-8 text"):
+        read_prompt_set(str(tmp_path / name))
+
+
 def test_a_hub_out_of_reach_leaves_the_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(

@@ -16,6 +16,8 @@ def test_absent_heads_and_head_width_are_derived():
         ({"num_key_value_heads": 0}, r"model\.num_key_value_heads must be at least 1, got 0"),
         ({"num_key_value_heads": -2}, r"model\.num_key_value_heads must be at least 1, got -2"),
         ({"num_key_value_heads": 3}, r"num_attention_heads 4 must be a multiple of .* 3"),
+        ({"num_hidden_layers": 1001}, r"model\.num_hidden_layers must be at most 1000, got 1001"),
+        ({"vocab_size": 2**63}, r"model\.vocab_size must be at most 16777216, got 9223"),
         ({"head_dim": -16}, r"model\.head_dim must be at least 1, got -16"),
         ({"head_dim": 15}, r"model\.head_dim must be even .* got 15"),
         ({"hidden_size": 60}, r"model\.head_dim must be even .* got 15"),

@@ -137,6 +137,15 @@ def test_a_model_of_another_shape_is_told_what_differs(tmp_path, changes, parts)
     assert all(part in message for part in [*parts, str(tmp_path / "m")]), message
 
 
+def test_memory_is_not_taken_for_a_model_that_is_not_there(tmp_path):
+    save(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    described = json.loads(file.read_text()) | {"vocab_size": 2**24, "intermediate_size": 2**24}
+    file.write_text(json.dumps(described))
+    message = refusal(ValueError, load_pretrained, tmp_path / "m", dtype=torch.float64)
+    assert "has shape" in message
+
+
 def test_a_missing_shard_is_named(tmp_path):
     save(tmp_path / "m", max_shard_bytes=60_000)
     shard = sorted((tmp_path / "m").glob("model-*"))[1]

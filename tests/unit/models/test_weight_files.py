@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from models.weight_files import StoredTensor, stored_tensors, write_tensors
+from models.weight_files import INDEX, StoredTensor, stored_tensors, write_tensors
 
 WHOLE = {"a": torch.arange(24.0).view(4, 6), "b": torch.arange(5.0)}
 
@@ -19,3 +21,18 @@ def test_a_part_is_what_the_slices_cut_from_the_whole(tmp_path: Path, max_bytes:
 def test_what_is_only_read_whole_is_cut_afterwards() -> None:
     stored = StoredTensor((4, 6), lambda: WHOLE["a"])
     assert torch.equal(stored.part((slice(0, 2), slice(3, 4))), WHOLE["a"][:2, 3:4])
+
+
+@pytest.mark.parametrize("place", ["../a.safetensors", "/a.safetensors", "", "..", 3, None])
+def test_an_index_may_name_files_beside_it_only(tmp_path: Path, place: Any) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": place}}))
+    with pytest.raises(ValueError, match=r"a is said to be in .* not the name of a file beside"):
+        stored_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', "\x00"])
+def test_what_is_no_index_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=INDEX) as error:
+        stored_tensors(tmp_path)
+    assert "\n" not in str(error.value)

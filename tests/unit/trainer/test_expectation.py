@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from statistics import mean, pstdev
 from typing import Any
 
@@ -200,3 +201,18 @@ def test_a_moment_is_the_mean_of_its_rotation_and_the_run_the_sum(config: Pretra
         mean(cost.flops for cost in steps[-2:])
     )
     assert expected_run(config, shape).flops == pytest.approx(sum(cost.flops for cost in steps))
+
+
+@pytest.mark.parametrize("curriculum", ["rotational", "all", "gradual"])
+def test_a_long_run_is_summed_from_moments(tmp_path: Any, curriculum: str) -> None:
+    rotation = "3" if curriculum == "rotational" else "null"
+    recipe = (f"exit_loss.curriculum={curriculum}", f"exit_loss.rotation={rotation}")
+    config = changed(tmp_path, "steps=7001", "layer_dropout.over_time=exp", *recipe)
+    shape = config.model
+    assert shape is not None
+    total = expected_run(config, shape)
+    steps = [expected_step(config, shape, step) for step in range(config.steps)]
+    assert total.flops == pytest.approx(sum(cost.flops for cost in steps), rel=1e-3)
+    assert total.exits == pytest.approx(sum(cost.exits for cost in steps), rel=1e-3)
+    endless = replace(config, steps=10**9)
+    assert expected_run(endless, shape).flops == pytest.approx(total.flops / 7001 * 1e9, rel=1e-2)

@@ -123,13 +123,16 @@ def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(path)] == [1]
 
 
-def test_a_damaged_line_is_named_and_the_file_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", [b'{"kind": "train", "step": ,}', b"\xff", b"3", b'{"kind": "train"}', b"[" * 50_000]
+)
+def test_a_damaged_line_is_named_and_the_file_kept(tmp_path: Path, line: bytes) -> None:
     path = write(tmp_path, range(1, 4))
-    damaged = path.read_text().replace('"step": 1,', '"step": ,', 1)
-    path.write_text(damaged)
+    damaged = b"\n".join([line, *path.read_bytes().split(b"\n")[1:]])
+    path.write_bytes(damaged)
     with pytest.raises(ValueError, match="line 1 is not JSON"):
         MetricsWriter(tmp_path, resume_step=3)
-    assert path.read_text() == damaged
+    assert path.read_bytes() == damaged
 
 
 def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:

@@ -232,6 +232,27 @@ def test_what_cannot_be_read_is_refused(
         to(source, tmp_path / "out", to="zero")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[", "config.json is not valid JSON"),
+        ("tokenizer.json", "[]", "tokenizer.json must hold an object, not a list"),
+        ("tokenizer.json", '{"added_tokens": [1]}', "tokenizer.json: added_tokens is damaged"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_named(
+    hf: Path, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    source = shutil.copytree(hf, tmp_path / "damaged")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (source / file).write_text("{}")
+    (source / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        to(source, tmp_path / "out", to="dcp")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_file_of_a_missing_rank_is_named(tmp_path: Path) -> None:
     source = save_as_stage_3(tmp_path / "ds", 3)
     next(source.rglob("*rank_1_mp*optim*")).unlink()
@@ -239,10 +260,11 @@ def test_the_file_of_a_missing_rank_is_named(tmp_path: Path) -> None:
         to(source, tmp_path / "out", to="zero")
 
 
-def test_a_missing_tag_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["global_step9", "../ds/global_step1", "a\x00b"])
+def test_a_tag_that_is_not_beside_its_pointer_is_named(tmp_path: Path, named: str) -> None:
     source = save_as_stage_3(tmp_path / "ds", 1)
-    (source / "latest").write_text("global_step9")
-    with pytest.raises(ValueError, match="latest names global_step9, which is not there"):
+    (source / "latest").write_text(named)
+    with pytest.raises(ValueError, match=f"latest names {named}, which is not there"):
         to(source, tmp_path / "out", to="zero")
 
 
