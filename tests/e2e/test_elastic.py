@@ -22,7 +22,9 @@ def go_on(arguments: list[str], run: Path, step: int, ranks: int) -> None:
 @pytest.mark.parametrize(
     ("engines", "tolerance"),
     [
-        (["parallel.fsdp.reshard_after_forward=true"] * 3, 1e-6),
+        pytest.param(
+            ["parallel.fsdp.reshard_after_forward=true"] * 3, 1e-6, marks=pytest.mark.slow
+        ),
         pytest.param(
             ["parallel.zero.stage=3", "parallel.fsdp.reshard_after_forward=true"] * 2,
             1e-5,

@@ -134,12 +134,12 @@ AFTER = [*range(15), *range(BAD + 1, BAD + 1 + STEPS - 15)]
 @pytest.mark.parametrize(
     ("policy", "ranks", "stage"),
     [
-        ("skip", 1, None),
-        ("skip", 2, None),
+        pytest.param("skip", 1, None, marks=pytest.mark.slow),
+        pytest.param("skip", 2, None, marks=pytest.mark.slow),
         ("skip", 2, 3),
-        ("rollback", 1, None),
+        pytest.param("rollback", 1, None, marks=pytest.mark.slow),
         ("rollback", 2, None),
-        ("rollback", 2, 2),
+        pytest.param("rollback", 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_batch_leaves_no_trace_in_the_weights(
@@ -161,8 +161,15 @@ def test_a_bad_batch_leaves_no_trace_in_the_weights(
     assert "deviations above the median" in str(spike["reason"])
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
-@pytest.mark.parametrize("kept", [15, 20])
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ("rollback", 15),
+        ("rollback", 20),
+        pytest.param("skip", 15, marks=pytest.mark.slow),
+        pytest.param("skip", 20, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_resumed_before_or_after_a_spike_repeats_the_curve(
     tmp_path: Path, policy: str, kept: int
 ) -> None:

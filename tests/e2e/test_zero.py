@@ -61,7 +61,7 @@ def test_a_run_stopped_and_resumed_gives_the_same_curve_bit_for_bit(
 @pytest.mark.parametrize(
     ("before", "after", "ranks"),
     [
-        ("parallel.zero.stage=3", "parallel.zero.stage=3", 4),
+        pytest.param("parallel.zero.stage=3", "parallel.zero.stage=3", 4, marks=pytest.mark.slow),
         ("parallel.zero.stage=2", "parallel.fsdp.reshard_after_forward=true", 4),
         ("parallel.fsdp.reshard_after_forward=true", "parallel.zero.stage=3", 1),
     ],
