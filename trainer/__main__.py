@@ -3,7 +3,8 @@
 import sys
 
 from configs.command import run_command
-from configs.load import help_text, load
+from configs.help import help_text
+from configs.load import load
 from parallel.timeouts import is_lost_rank
 from parallel.world import start, stop
 from trainer.build import build_run

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from configs.command import run_command
-from configs.load import help_text, load
+from configs.help import help_text
+from configs.load import load
 from parallel.convert.convert import ConvertConfig, convert
 
 USAGE = """usage: python -m parallel.convert SRC DST to=dcp|zero|hf [key=value ...]

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import help_text, load_section
+from configs.help import help_text
+from configs.load import load_section
 from data_pipelines.config import DataConfig
 
 YAML = """
