@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.load import _section
+from configs.hints import section_of
 from data_pipelines.__main__ import main as prepare
 from inference.__main__ import main as inference
 from inference.commands import COMMANDS
@@ -79,7 +79,7 @@ def keys(cls: type, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a config, sections too."""
     for name, hint in get_type_hints(cls).items():
         yield f"{prefix}{name}"
-        section = _section(hint)
+        section = section_of(hint)
         if section is not None:
             yield from keys(section, f"{prefix}{name}.")
 
