@@ -137,7 +137,7 @@ class MetricsWriter:
         line = {"kind": kind} | _json_ready(dataclasses.asdict(metrics))
         row = (json.dumps(line, allow_nan=False) + "\n").encode()
         if self._file.write(row) != len(row):  # a disk may fill in the middle of a line
-            raise OSError(errno.ENOSPC, "no room for a whole line", str(self.path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Close the file."""
