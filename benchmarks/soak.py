@@ -37,6 +37,8 @@ PAUSE_SECONDS = (2.0, 12.0)
 """How long a run goes on between its first new step after a fault and the next fault."""
 PATIENCE_SECONDS = 180.0
 """Until a run must have got on after a fault; a stopped rank takes torchrun 30 to end."""
+FEWEST_SAVED = 3
+"""Checkpoints before the first fault: without a good one a run rightly refuses to go on."""
 SAVE_EVERY = 50
 """Steps."""
 RESTARTS = 1000
@@ -174,7 +176,8 @@ def broken(folder: Path, steps: int, *, seed: int, ends: float) -> list[Recovery
     runs = [_start(folder, config)]
     recoveries: list[Recovery] = []
     try:
-        wait_until(lambda: last_step(runs[0].metrics) > SAVE_EVERY, PATIENCE_SECONDS, "step 1")
+        saved = FEWEST_SAVED * SAVE_EVERY
+        wait_until(lambda: last_step(runs[0].metrics) > saved, PATIENCE_SECONDS, f"step {saved}")
         while time.monotonic() < ends:
             if _pause(runs[-1], draw.uniform(*PAUSE_SECONDS), steps):
                 break
