@@ -3,8 +3,7 @@
 A tiny model saves after every step, first in the foreground, then in the background. At random
 moments both ranks are killed with SIGKILL, two times of three soon after a save was seen to begin;
 what they left is looked at, the newest checkpoint is checked byte by byte, and the run is started
-again. In the end its losses are compared with those of
-a run that was never killed and never saved.
+again. In the end its losses are compared with those of a run that was never killed and never saved.
 """
 
 import random
@@ -18,10 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from benchmarks.forks import end, fork, is_running, kill
+from benchmarks.launched import last_step
 from benchmarks.lines import json_line, text_table
+from benchmarks.tiny_run import write_tiny_config
 from parallel.publish import DELETED, LATEST, PARTIAL, REPLACED, checkpoints_in, latest, step_of
 from parallel.verified import verify
 from trainer.metrics import FILE_NAME, read_metrics
@@ -53,44 +52,17 @@ class Outcome:
 
 def write_config(folder: Path, *, asynchronous: bool) -> Path:
     """Write a config, and text to train on, into a folder; return the config's path."""
-    text = folder.parent / "text"
-    text.mkdir(exist_ok=True, parents=True)
-    folder.mkdir(exist_ok=True)
-    for number in range(40):
-        lines = (f"def f{number}_{i}(x):\n    return x * {i} + {number}\n" for i in range(12))
-        (text / f"{number}.py").write_text("".join(lines))
-    config = {
-        "run_folder": str(folder / "run"),
-        "steps": 10**6,
-        "model": {
-            "vocab_size": 320,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-        },
-        "data": {
-            "source": {"files": {"path": str(text)}},
-            "tokenizer": {"sentencepiece": {"vocab_size": 300}},
-            "seq_len": 32,
-            "valid_fraction": 0.2,
-            "cache_folder": str(folder.parent / "data"),
-            "num_processes": 1,
-        },
-        "batch": {"global_size": 4, "micro_size": 2},
-        "optim": {"lr": 1e-3},
-        "schedule": {"kind": "constant", "warmup_steps": 2},
-        "layer_dropout": {"max_prob": 0.5},
-        "exit_loss": {"e_scale": 0.5, "curriculum": "rotational", "rotation": 2},
-        "validate": {"every": 10**6, "sequences": 1},
-        "checkpoint": {"every": 1, "keep_last": KEEP_LAST, "asynchronous": asynchronous},
-        "parallel": {"device": "cpu"},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_tiny_config(
+        folder,
+        folder.parent,
+        steps=10**6,
+        batch={"global_size": 4, "micro_size": 2},
+        optim={"lr": 1e-3},
+        schedule={"kind": "constant", "warmup_steps": 2},
+        validate={"every": 10**6, "sequences": 1},
+        checkpoint={"every": 1, "keep_last": KEEP_LAST, "asynchronous": asynchronous},
+        parallel={"device": "cpu"},
+    )
 
 
 def soak(folder: Path, *, asynchronous: bool, kills: int, seed: int) -> Outcome:
@@ -103,7 +75,7 @@ def soak(folder: Path, *, asynchronous: bool, kills: int, seed: int) -> Outcome:
     run, draws = folder / "run", random.Random(seed)
     for moment in range(kills):
         began = time.monotonic()
-        before = _last_step(run)
+        before = last_step(run / FILE_NAME)
         pids = fork([str(config)], log=folder / f"log-{moment}.txt")
         first = 1 if before else 3  # there is no checkpoint before the third step has begun
         _wait_for(run, before + first, pids, folder / f"log-{moment}.txt")
@@ -118,8 +90,8 @@ def soak(folder: Path, *, asynchronous: bool, kills: int, seed: int) -> Outcome:
         if newest is None:
             raise RuntimeError(f"kill {moment} left no checkpoint in {run}")
         verify(newest)
-        outcome.lost.append(_last_step(run) - step_of(newest))
-    outcome.steps = _run_until(config, run, _last_step(run) + 5, folder / "log-last.txt")
+        outcome.lost.append(last_step(run / FILE_NAME) - step_of(newest))
+    outcome.steps = _run_until(config, run, last_step(run / FILE_NAME) + 5, folder / "log-last.txt")
     whole = folder / "whole"
     alone = [str(config), f"run_folder={whole}", "checkpoint.every=1000000"]
     _run_until(alone, whole, outcome.steps, folder / "log-whole.txt")
@@ -132,12 +104,12 @@ def _run_until(config: Path | list[str], run: Path, step: int, log: Path) -> int
     pids = fork(config if isinstance(config, list) else [str(config)], log=log)
     _wait_for(run, step, pids, log)
     end(pids, PATIENCE_SECONDS)
-    return _last_step(run)
+    return last_step(run / FILE_NAME)
 
 
 def _wait_for(run: Path, step: int, pids: Sequence[int], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while _last_step(run) < step:
+    while last_step(run / FILE_NAME) < step:
         if not is_running(pids) or time.monotonic() > deadline:
             kill(pids)
             raise RuntimeError(f"the run does not reach step {step}: see {log}")
@@ -150,18 +122,9 @@ def _wait_for_save(checkpoints: Path) -> None:
         time.sleep(0.001)
 
 
-def _lines(run: Path) -> list[dict[str, Any]]:
-    file = run / FILE_NAME
-    return [x for x in read_metrics(file) if x["kind"] == "train"] if file.is_file() else []
-
-
-def _last_step(run: Path) -> int:
-    lines = _lines(run)
-    return int(lines[-1]["step"]) if lines else 0
-
-
 def _losses(run: Path, steps: int) -> list[Any]:
-    return [(x["step"], x["loss"], x["loss_per_exit"]) for x in _lines(run) if x["step"] <= steps]
+    lines = [x for x in read_metrics(run / FILE_NAME) if x["kind"] == "train"]
+    return [(x["step"], x["loss"], x["loss_per_exit"]) for x in lines if x["step"] <= steps]
 
 
 def _phase(checkpoints: Path) -> str:

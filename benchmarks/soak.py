@@ -3,9 +3,8 @@
 First an unbroken run of two ranks, whose memory and open files are watched. Then the same run in
 another folder, with a fault every few seconds until the minutes are over: ranks are killed, stopped
 and told to end, checkpoints damaged, quotas spent. It has to reach the same last step with the same
-losses. What
-torchrun cannot start again in place is started again as a user or a scheduler would, by the same
-command. Everything it writes is in a temporary folder, kept if something went wrong.
+losses. What torchrun cannot start again in place is started again as a user or a scheduler would,
+by the same command. Everything it writes is in a temporary folder, kept if something went wrong.
 """
 
 import random
@@ -175,14 +174,14 @@ def broken(folder: Path, steps: int, *, seed: int, ends: float) -> list[Recovery
     draw, config = random.Random(seed), write_config(folder, steps)
     runs = [_start(folder, config)]
     recoveries: list[Recovery] = []
+    left: list[str] = []
     try:
         saved = FEWEST_SAVED * SAVE_EVERY
         wait_until(lambda: last_step(runs[0].metrics) > saved, PATIENCE_SECONDS, f"step {saved}")
         while time.monotonic() < ends:
             if _pause(runs[-1], draw.uniform(*PAUSE_SECONDS), steps):
                 break
-            if not recoveries or len(recoveries) % len(FAULTS) == 0:
-                left = draw.sample(sorted(FAULTS), len(FAULTS))
+            left = left or draw.sample(sorted(FAULTS), len(FAULTS))
             recoveries.append(_break(runs, left.pop(), folder, config, draw))
             sys.stderr.write(f"{recoveries[-1]}\n")
         if runs[-1].wait(24 * 3600):

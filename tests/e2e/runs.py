@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
+from benchmarks.launched import untimed
+from benchmarks.tiny_run import write_tiny_config
 from configs.command import ROOT
 from tests.ranks import run_ranks
 from trainer.__main__ import main
@@ -19,43 +19,15 @@ STEPS = 12
 
 def write_config(folder: Path, **changes: object) -> Path:
     """Write a config whose run, data and text lie in the folder; return its path."""
-    text = folder / "text"
-    text.mkdir(exist_ok=True)
-    for number in range(40):
-        lines = (f"def f{number}_{i}(x):\n    return x * {i} + {number}\n" for i in range(12))
-        (text / f"{number}.py").write_text("".join(lines))
-    config = {
-        "run_folder": str(folder / "run"),
+    sections: dict[str, object] = {
         "steps": STEPS,
-        "model": {
-            "vocab_size": 320,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-        },
-        "data": {
-            "source": {"files": {"path": str(text)}},
-            "tokenizer": {"sentencepiece": {"vocab_size": 300}},
-            "seq_len": 32,
-            "valid_fraction": 0.2,
-            "cache_folder": str(folder / "data"),
-            "num_processes": 1,
-        },
         "batch": {"global_size": 16, "micro_size": 4},
         "optim": {"lr": 1e-2},
         "schedule": {"kind": "cosine", "warmup_steps": 2},
-        "layer_dropout": {"max_prob": 0.5},
-        "exit_loss": {"e_scale": 0.5, "curriculum": "rotational", "rotation": 2},
         "validate": {"every": 4, "sequences": 12},
         "checkpoint": {"every": 3, "keep_last": 2},
-        **changes,
     }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
-    return path
+    return write_tiny_config(folder, folder, **{**sections, **changes})
 
 
 def train(arguments: list[str], ranks: int = 2) -> None:
@@ -93,9 +65,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def curve(run: Path) -> list[dict[str, object]]:
     """Return what every line of the run's metrics says that does not depend on time."""
-    timed = {"step_seconds", "tokens_per_second", "memory_bytes", "seconds", "mfu"}
-    lines = read_metrics(run / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return untimed(read_metrics(run / "metrics.jsonl"))
 
 
 def wait_for_step(run: Path, step: int, seconds: float = 90) -> None:
