@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from parallel.base import BASE
 from parallel.checkpoint import MODEL, find_checkpoint
 
 _BLOCKS, _BLOCK_BYTES = 64, 4096
@@ -38,7 +39,7 @@ def identify(source: str, *, dtype: str, device: str) -> Identity:
     folder = Path(source) if checkpoint is None else checkpoint / MODEL
     if not folder.is_dir():
         return Identity(source, "hub", dtype, device)
-    kinds = ("config.json", "*.safetensors", "*.gguf")
+    kinds = ("config.json", BASE, "*.safetensors", "*.gguf")
     files = sorted(file for kind in kinds for file in folder.glob(kind))
     digest = hashlib.sha256()
     for file in files:

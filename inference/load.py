@@ -14,7 +14,9 @@ from models.config import LlamaConfig
 from models.hf import load_pretrained, read_config
 from models.json_file import read_object
 from models.llama import Llama
+from parallel.base import read_base
 from parallel.checkpoint import MODEL, TOKENIZER, find_checkpoint, read_model
+from parallel.pieces import pieces_of_whole, read_checkpoint_pieces
 from parallel.verified import verify
 
 
@@ -120,7 +122,10 @@ def _read(
     with torch.device("meta"):
         model = Llama(config).to(dtype)
     model.to_empty(device=device)
-    read_model(checkpoint, model)
+    if read_base(checkpoint) is None:
+        read_model(checkpoint, model)
+    else:
+        read_checkpoint_pieces(checkpoint, pieces_of_whole(model))
     return model
 
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from models.config import LlamaConfig
@@ -24,6 +24,7 @@ from models.hf_config import config_from_hf, config_to_hf
 from models.init import Assign, copy_whole
 from models.json_file import read_object
 from models.llama import Llama
+from models.lora import is_adapter
 from models.weight_check import check_shapes, checked
 from models.weight_files import INDEX, SINGLE, StoredTensor, stored_tensors, write_tensors
 
@@ -72,7 +73,7 @@ def iterate_weights(source: str | Path) -> Iterator[tuple[str, Tensor]]:
 def load_weights(model: Llama, source: str | Path, *, assign: Assign = copy_whole) -> None:
     """Copy weights into a model in place, converted to its dtype and device.
 
-    Names and shapes are compared before anything is copied.
+    Names and shapes are compared before anything is copied. Adapters are not among the weights.
 
     Args:
         model: on any device; its parameters may be DTensors if `assign` can fill them.
@@ -90,14 +91,18 @@ def _fitting(model: Llama, source: str | Path) -> dict[str, StoredTensor]:
     stored = stored_weights(source)
     check_shapes(
         {name: tensor.shape for name, tensor in stored.items()},
-        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        {name: tuple(parameter.shape) for name, parameter in _weights(model).items()},
         origin=str(source),
     )
     return stored
 
 
+def _weights(model: Llama) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if not is_adapter(name)}
+
+
 def _fill(model: Llama, stored: dict[str, StoredTensor], assign: Assign) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = _weights(model)
     for name, tensor in stored.items():
         assign(parameters[name], tensor.read())
 

@@ -41,12 +41,14 @@ class _RmsNorm(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         width, dtype, wide = x.shape[-1], x.dtype, scale.dtype
         x, grad, factor = x.to(wide), grad.to(wide), weight.to(wide)
         product = (grad * x).flatten(0, -2)  # (N, D)
-        of_weight = torch.mv(product.t(), scale.flatten())  # (D,)
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.mv(product.t(), scale.flatten()).to(weight.dtype)  # (D,)
         pull = (product @ factor).view_as(scale) * scale.pow(3).div_(-width)  # (..., 1)
         of_x = (grad * factor).mul_(scale).addcmul_(x, pull)
-        return of_x.to(dtype), of_weight.to(weight.dtype), None
+        return of_x.to(dtype), of_weight, None

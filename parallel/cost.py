@@ -14,7 +14,7 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from models.config import LlamaConfig
-from models.flops import layer_shapes, root_shapes
+from models.training_cost import ModelShapes, all_trained
 
 Method = Literal["fsdp", "zero-1", "zero-2", "zero-3"]
 """FSDP2 (hybrid if there are copies), or the stages of ZeRO (arXiv 1910.02054)."""
@@ -86,7 +86,14 @@ def shard_numbers(shapes: Shapes, ranks: int) -> int:
     return sum(-(-shape[0] // ranks) * prod(shape[1:]) for shape in shapes)
 
 
-def unit_collectives(shapes: Shapes, sharding: Sharding, *, is_root: bool) -> UnitCollectives:
+def unit_collectives(
+    shapes: Shapes,
+    sharding: Sharding,
+    *,
+    is_root: bool,
+    trained: Shapes | None = None,
+    goes_back: bool = True,
+) -> UnitCollectives:
     """Return what one visited unit moves in one microbatch, and at the update.
 
     Under FSDP2 the root stays gathered from forward to backward. ZeRO-3 gathers layers and
@@ -98,22 +105,35 @@ def unit_collectives(shapes: Shapes, sharding: Sharding, *, is_root: bool) -> Un
         shapes: of the unit's parameters; of the root: embedding, norm, and head unless tied.
         sharding: who holds what.
         is_root: whether it is the root.
+        trained: those of them that have a gradient; default: all.
+        goes_back: whether the backward pass runs through it.
     """
-    shards = sharding.shards
+    trained = shapes if trained is None else trained
     if sharding.method != "fsdp":
-        return _zero_collectives(shapes, sharding, is_root)
-    shard = shard_numbers(shapes, shards)
-    whole = shard * shards
+        found = _zero_collectives(shapes, trained, sharding, is_root)
+    else:
+        found = _fsdp_collectives(shapes, trained, sharding, is_root)
+    found = found if goes_back else found._replace(backward=[])
+    return found if trained else found._replace(reduction=[], update=[])
+
+
+def _fsdp_collectives(
+    shapes: Shapes, trained: Shapes, sharding: Sharding, is_root: bool
+) -> UnitCollectives:
+    shards = sharding.shards
+    whole, reduced = (shard_numbers(some, shards) * shards for some in (shapes, trained))
     gather = [Collective("all_gather", "shard", shards, whole * sharding.gather_width)]
-    reduction = [Collective("reduce_scatter", "shard", shards, whole * sharding.reduce_width)]
+    reduction = [Collective("reduce_scatter", "shard", shards, reduced * sharding.reduce_width)]
     if sharding.copies > 1:
-        size = shard * sharding.reduce_width
+        size = reduced // shards * sharding.reduce_width
         reduction.append(Collective("all_reduce", "copy", sharding.copies, size))
     again = sharding.reshard_after_forward and not is_root
     return UnitCollectives(gather, gather if again else [], reduction, [])
 
 
-def _zero_collectives(shapes: Shapes, sharding: Sharding, is_root: bool) -> UnitCollectives:
+def _zero_collectives(
+    shapes: Shapes, trained: Shapes, sharding: Sharding, is_root: bool
+) -> UnitCollectives:
     def one(operation: Operation, some: Shapes, width: int) -> Collective:
         return Collective(operation, "shard", sharding.ranks, width * sum(map(prod, some)))
 
@@ -121,9 +141,9 @@ def _zero_collectives(shapes: Shapes, sharding: Sharding, is_root: bool) -> Unit
         return one("all_gather", some, sharding.gather_width)
 
     if sharding.method in ("zero-1", "zero-2"):
-        reduction = [one("all_reduce", shapes, sharding.reduce_width)]
-        return UnitCollectives([], [], reduction, [gather(shapes)])
-    reduction = [one("reduce_scatter", shapes, sharding.reduce_width)]
+        reduction = [one("all_reduce", trained, sharding.reduce_width)]
+        return UnitCollectives([], [], reduction, [gather(trained)])
+    reduction = [one("reduce_scatter", trained, sharding.reduce_width)]
     if not is_root:
         return UnitCollectives([gather(shapes)], [gather(shapes)], reduction, [])
     table, *rest = shapes
@@ -140,7 +160,12 @@ class Amount(NamedTuple):
 
 
 def step_traffic(
-    config: LlamaConfig, sharding: Sharding, *, visited: Iterable[float], microbatches: int
+    config: LlamaConfig,
+    sharding: Sharding,
+    *,
+    visited: Iterable[float],
+    microbatches: int,
+    parts: ModelShapes | None = None,
 ) -> dict[Operation, Amount]:
     """Return what each rank moves in one optimiser step, by operation.
 
@@ -152,10 +177,18 @@ def step_traffic(
         sharding: who holds what. Groups of one rank move nothing and are not counted.
         visited: for each layer whether the step's plans visit it, as 1 or 0, or how likely.
         microbatches: of one rank in one step, all of which visit the same layers.
+        parts: what of the model is trained; default: all.
     """
+    parts = parts or all_trained(config)
     reductions = microbatches if sharding.reduce_every_microbatch else 1
-    layer = unit_collectives(layer_shapes(config), sharding, is_root=False)
-    root = unit_collectives(root_shapes(config), sharding, is_root=True)
+    root = unit_collectives(parts.root.all, sharding, is_root=True, trained=parts.root.trained)
+    units = [(root, 1.0)]
+    for layer, (unit, weight) in enumerate(zip(parts.layers, visited, strict=True)):
+        goes_back = layer >= parts.lowest
+        of_layer = unit_collectives(
+            unit.all, sharding, is_root=False, trained=unit.trained, goes_back=goes_back
+        )
+        units.append((of_layer, weight))
     found: dict[Operation, Amount] = {}
 
     def add(collectives: list[Collective], times: float) -> None:
@@ -164,12 +197,10 @@ def step_traffic(
                 count, sent = found.get(one.operation, (0.0, 0.0))
                 found[one.operation] = Amount(count + times, sent + times * one.sent)
 
-    layers = [*visited]
-    for unit, weight in ((root, 1.0), (layer, sum(layers))):
-        add(unit.forward + unit.backward, weight * microbatches)
-        add(unit.reduction, weight * reductions)
-    add(root.update, 1.0)
-    add(layer.update, len(layers))  # a zero gradient moves weights too: law 3
+    for collectives, weight in units:
+        add(collectives.forward + collectives.backward, weight * microbatches)
+        add(collectives.reduction, weight * reductions)
+        add(collectives.update, 1.0)  # a zero gradient moves weights too: law 3
     return found
 
 

@@ -37,11 +37,17 @@ class Engine(Protocol):
         ...
 
     def grad_norm(self, max_norm: float | None) -> float:
-        """Give unvisited parameters zero gradients, clip, return the global norm before it."""
+        """Give unvisited parameters zero gradients, clip, return the global norm before it.
+
+        Frozen ones have none.
+        """
         ...
 
     def step(self, learning_rate: float) -> None:
-        """Update the parameters, forget the gradients."""
+        """Update the parameters, forget the gradients.
+
+        A group of the optimizer with `lr_scale` learns at that share of the rate.
+        """
         ...
 
     def forget(self) -> None:
@@ -64,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Return this rank's shards of the parameters by upstream name."""
+        """Return this rank's shards of the parameters that are trained, by upstream name."""
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:

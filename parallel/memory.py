@@ -4,12 +4,13 @@ Layer dropout lowers the mean, but some step may keep every row, so a run has to
 full plan. Letters: B rows, S positions, D width, F inner width, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from models.activations import layer_activation_bytes
 from models.config import LlamaConfig
-from models.flops import count_parameters, layer_parameters, layer_shapes, root_shapes
-from parallel.cost import Sharding, shard_numbers
+from models.training_cost import ModelShapes, all_trained, num_numbers
+from parallel.cost import Shapes, Sharding, shard_numbers
 
 SINGLE = 4
 """Bytes of a float32 number: master weights, their gradient, Adam's two moments."""
@@ -60,27 +61,39 @@ class RankMemory:
         return self.states + max(self.loss, self.backward, self.reduction)
 
 
-def rank_memory(config: LlamaConfig, sharding: Sharding, work: Workload) -> RankMemory:
-    """Return the peak memory of the rank that holds the most."""
+def rank_memory(
+    config: LlamaConfig, sharding: Sharding, work: Workload, parts: ModelShapes | None = None
+) -> RankMemory:
+    """Return the peak memory of the rank that holds the most.
+
+    Args:
+        config: of the model.
+        sharding: who holds what.
+        work: of one rank.
+        parts: what of the model is trained; default: all. Layers below all that is trained keep no
+            activations; a frozen layer above is taken to keep what a trained one does, at most.
+    """
+    parts = parts or all_trained(config)
     tokens, width = work.rows * work.seq_len, sharding.gather_width
     kept = layer_activation_bytes(config, width=width, wide_attention=work.wide_attention)
     hidden = tokens * config.hidden_size * width
-    layers = config.num_hidden_layers * (hidden if work.recompute else tokens * kept)
-    activations, head = layers + 2 * hidden, _head_gradient(config)
+    passed = config.num_hidden_layers - parts.lowest
+    layers = passed * (hidden if work.recompute else tokens * kept)
+    activations, head = layers + 2 * hidden, _head_gradient(config) if parts.trains_head else 0
     logits = min(tokens, work.chunk_tokens) * config.vocab_size * bytes_per_logit(width)
     # Beside a recomputed layer about three gradients of width F are alive (fitted to one shape).
     again = tokens * (kept + 3 * config.intermediate_size * width) if work.recompute else 0
-    gradients, gathered = gradient_bytes(config, sharding), _gathered(config, sharding)
+    gradients, gathered = gradient_bytes(config, sharding, parts), _gathered(parts, sharding)
     begun = activations + head + (gradients if work.accumulate else 0)
-    layer = _unreduced_layer(config, sharding)
+    layer = _unreduced_layer(parts, sharding)
     return RankMemory(
-        states=state_bytes(config, sharding),
+        states=state_bytes(config, sharding, parts),
         gradients=gradients,
         gathered=gathered,
         activations=activations,
-        loss=begun + _root_gathered(config, sharding) + logits,
+        loss=begun + _root_gathered(parts, sharding) + logits,
         backward=begun + gathered + layer + again,
-        reduction=gradients + gathered + layer + _unreduced_root(config, sharding),
+        reduction=gradients + gathered + layer + _unreduced_root(parts, sharding),
     )
 
 
@@ -89,61 +102,74 @@ def bytes_per_logit(width: int) -> int:
     return SINGLE + (width if width != SINGLE else 0)
 
 
-def state_bytes(config: LlamaConfig, sharding: Sharding) -> int:
+def state_bytes(config: LlamaConfig, sharding: Sharding, parts: ModelShapes | None = None) -> int:
     """Return the bytes of weights and Adam's moments on the first rank.
 
     FSDP2: three float32 numbers a parameter, sharded. ZeRO (arXiv 1910.02054, section 5): weights
     in the compute type; master weights (in float32 too, as DeepSpeed has it) and moments sharded
-    from stage 1, weights from stage 3. Adam's step counters, 4 bytes a tensor, are left out.
+    from stage 1, weights from stage 3. Adam's step counters, 4 bytes a tensor, are left out. What
+    is frozen has neither master nor moments (FSDP2 shards it in float32; one rank alone has it in
+    the compute type only).
     """
-    shard = shard_parameters(config, sharding.shards)
+    parts = parts or all_trained(config)
+    trained = _shard((unit.trained for unit in parts.units), sharding.shards)
+    held = _shard((unit.all for unit in parts.units), sharding.shards)
     if sharding.method == "fsdp":
-        return 3 * SINGLE * shard
-    weights = shard if sharding.method == "zero-3" else count_parameters(config).total
-    return 3 * SINGLE * shard + sharding.gather_width * weights
+        is_copy = sharding.ranks == 1 and sharding.gather_width != SINGLE
+        return 3 * SINGLE * trained + SINGLE * (0 if is_copy else held - trained)
+    weights = held if sharding.method == "zero-3" else _whole(parts)
+    return 3 * SINGLE * trained + sharding.gather_width * weights
 
 
-def gradient_bytes(config: LlamaConfig, sharding: Sharding) -> int:
+def gradient_bytes(
+    config: LlamaConfig, sharding: Sharding, parts: ModelShapes | None = None
+) -> int:
     """Return the bytes of the gradients that wait for the update; ZeRO shards them from stage 2."""
-    shard = shard_parameters(config, sharding.shards)
+    parts = parts or all_trained(config)
+    shard = _shard((unit.trained for unit in parts.units), sharding.shards)
+    whole = sum(num_numbers(unit.trained) for unit in parts.units)
     if sharding.method == "fsdp":
-        whole = 0 if sharding.reduce_every_microbatch else count_parameters(config).total
-        return SINGLE * shard + sharding.reduce_width * whole
-    whole = count_parameters(config).total
+        unreduced = 0 if sharding.reduce_every_microbatch else whole
+        return SINGLE * shard + sharding.reduce_width * unreduced
     return sharding.reduce_width * (whole if sharding.method == "zero-1" else shard)
 
 
-def staged_bytes(config: LlamaConfig, sharding: Sharding) -> int:
+def staged_bytes(config: LlamaConfig, sharding: Sharding, parts: ModelShapes | None = None) -> int:
     """Return the host memory that a background save copies a rank's state to: weights, moments."""
-    return 3 * SINGLE * shard_parameters(config, sharding.shards)
+    parts = parts or all_trained(config)
+    return 3 * SINGLE * _shard((unit.trained for unit in parts.units), sharding.shards)
 
 
 def shard_parameters(config: LlamaConfig, ranks: int) -> int:
     """Return the parameters of the first of so many ranks, which has the most."""
-    layer = shard_numbers(layer_shapes(config), ranks)
-    return config.num_hidden_layers * layer + shard_numbers(root_shapes(config), ranks)
+    return _shard((unit.all for unit in all_trained(config).units), ranks)
 
 
-def _root_parameters(config: LlamaConfig) -> int:
-    return shard_numbers(root_shapes(config), 1)
+def _shard(units: Iterable[Shapes], ranks: int) -> int:
+    return sum(shard_numbers(shapes, ranks) for shapes in units)
 
 
-def _root_gathered(config: LlamaConfig, sharding: Sharding) -> int:
+def _whole(parts: ModelShapes) -> int:
+    return sum(num_numbers(unit.all) for unit in parts.units)
+
+
+def _root_gathered(parts: ModelShapes, sharding: Sharding) -> int:
     if sharding.ranks == 1 or sharding.method in ("zero-1", "zero-2"):
-        return _gathered(config, sharding)
-    stay = not sharding.reshard_after_forward
-    return _gathered(config, sharding) if stay else sharding.gather_width * _root_parameters(config)
+        return _gathered(parts, sharding)
+    if not sharding.reshard_after_forward:
+        return _gathered(parts, sharding)
+    return sharding.gather_width * num_numbers(parts.root.all)
 
 
-def _gathered(config: LlamaConfig, sharding: Sharding) -> int:
+def _gathered(parts: ModelShapes, sharding: Sharding) -> int:
     """On one rank the model computes on a whole copy, unless the weights have its type already."""
-    width, count = sharding.gather_width, count_parameters(config)
+    width = sharding.gather_width
     if sharding.ranks == 1:
-        return 0 if width == SINGLE else width * count.total
+        return 0 if width == SINGLE else width * _whole(parts)
     if sharding.method in ("zero-1", "zero-2"):
         return 0  # whole weights are among the states
-    layers = 2 if sharding.reshard_after_forward else config.num_hidden_layers
-    return width * (_root_parameters(config) + layers * layer_parameters(config))
+    layers = 2 if sharding.reshard_after_forward else len(parts.layers)
+    return width * (num_numbers(parts.root.all) + layers * num_numbers(parts.layers[0].all))
 
 
 def _head_gradient(config: LlamaConfig) -> int:
@@ -151,16 +177,16 @@ def _head_gradient(config: LlamaConfig) -> int:
     return SINGLE * config.vocab_size * config.hidden_size
 
 
-def _unreduced_layer(config: LlamaConfig, sharding: Sharding) -> int:
+def _unreduced_layer(parts: ModelShapes, sharding: Sharding) -> int:
     """A gradient exists in the compute type, and once more in the type of its reduction."""
     if sharding.ranks == 1:
         return 0  # a part of the gradients, or of those of the copy
-    return (sharding.gather_width + sharding.reduce_width) * layer_parameters(config)
+    most = max(num_numbers(unit.trained) for unit in parts.layers)
+    return (sharding.gather_width + sharding.reduce_width) * most
 
 
-def _unreduced_root(config: LlamaConfig, sharding: Sharding) -> int:
-    if sharding.ranks == 1:
-        return _gathered(
-            config, sharding
-        )  # gradients of the whole copy, until they are handed over
-    return (sharding.gather_width + sharding.reduce_width) * _root_parameters(config)
+def _unreduced_root(parts: ModelShapes, sharding: Sharding) -> int:
+    if sharding.ranks == 1:  # gradients of the whole copy, until they are handed over
+        whole = sum(num_numbers(unit.trained) for unit in parts.units)
+        return 0 if sharding.gather_width == SINGLE else sharding.gather_width * whole
+    return (sharding.gather_width + sharding.reduce_width) * num_numbers(parts.root.trained)

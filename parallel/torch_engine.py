@@ -26,6 +26,7 @@ from models.tokens import Tokens
 from parallel.config import ParallelConfig
 from parallel.fill import Fill
 from parallel.finite import is_broken
+from parallel.frozen import end_at_leaves, trained_parameters
 from parallel.fsdp import copy_shard, make_mesh, shard
 from parallel.recompute import recomputed_call
 from parallel.world import World
@@ -35,8 +36,8 @@ class TorchEngine:
     """A Llama with its optimizer; see `parallel.engine.Engine`.
 
     `model` computes. `_masters` holds the weights that the optimizer updates: the same module,
-    unless one rank alone computes in bfloat16; then `model` is a bfloat16 copy. (FSDP2 casts by
-    itself when it gathers.)
+    unless one rank alone computes in bfloat16; then `model` is a bfloat16 copy, and what is frozen
+    is in it only. (FSDP2 casts by itself when it gathers.)
     """
 
     def __init__(
@@ -58,7 +59,12 @@ class TorchEngine:
         if world.size > 1:
             shard(model, config, make_mesh(config, world))
             assign = copy_shard
-        fill(self._masters.to_empty(device=world.device), assign)
+        self._masters.to_empty(device=world.device)
+        if self.model is not self._masters:
+            _share_frozen(self.model, self._masters)
+        fill(self._masters, assign)
+        end_at_leaves(self.model)
+        self._trained = trained_parameters(self._masters)
         self._is_stale = True
         self._call = in_ranges(recomputed_call if config.recompute else plain_call)
         self._optimizer = make_optimizer(self._masters)
@@ -68,9 +74,8 @@ class TorchEngine:
         """Run a plan on ids (B, S); return the hidden states (B, S, D) of each exit."""
         if self._is_stale and self.model is not self._masters:
             with torch.no_grad():
-                torch._foreach_copy_(
-                    list(self.model.parameters()), list(self._masters.parameters())
-                )
+                computing, masters = zip(*self._pairs(), strict=True)
+                torch._foreach_copy_(computing, masters)
         self._is_stale = False
         with named("forward"):
             return cast(dict[int, Tensor], self.model(ids, tokens, plan, self._call))
@@ -85,7 +90,8 @@ class TorchEngine:
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """Yield what computes beside what is updated."""
-        return zip(self.model.parameters(), self._masters.parameters(), strict=True)
+        computed = trained_parameters(self.model).values()
+        return zip(computed, self._trained.values(), strict=True)
 
     def add_gradient(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Add a gradient (any shape) that is not autograd's, during the backward pass."""
@@ -93,7 +99,7 @@ class TorchEngine:
 
     def grad_norm(self, max_norm: float | None) -> float:
         """Give unvisited parameters zero gradients, clip, return the global norm before it."""
-        parameters = list(self._masters.parameters())
+        parameters = list(self._trained.values())
         with named("reduction"):
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             whole = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -114,7 +120,7 @@ class TorchEngine:
     def step(self, learning_rate: float) -> None:
         """Update the parameters, forget the gradients."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         with named("optimizer"):
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -126,7 +132,7 @@ class TorchEngine:
 
     def broken_gradients(self) -> list[str]:
         """Return the parameters whose gradients in this rank's shards are not all finite."""
-        gradients = {name: p.grad for name, p in self._masters.named_parameters()}
+        gradients = {name: p.grad for name, p in self._trained.items()}
         return [name for name, grad in gradients.items() if grad is not None and is_broken(grad)]
 
     def before_update(self, job: Callable[[], object]) -> None:
@@ -143,9 +149,9 @@ class TorchEngine:
             self.model.reshard()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return this rank's shards of the parameters by upstream name; writing to them is fine."""
+        """Return this rank's shards of what is trained, by upstream name, to read or write."""
         self._is_stale = True
-        return {name: p.detach() for name, p in self._masters.named_parameters()}
+        return {name: p.detach() for name, p in self._trained.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the local shards of Adam's state: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`.
@@ -153,7 +159,7 @@ class TorchEngine:
         State that no step has made yet is made as zeros: what a checkpoint is read into.
         """
         tensors: dict[str, Tensor] = {}
-        for name, p in self._masters.named_parameters():
+        for name, p in self._trained.items():
             state = self._optimizer.state[p]
             if not state:
                 state["step"] = torch.zeros((), device=p.device)  # where fused AdamW keeps it
@@ -161,6 +167,14 @@ class TorchEngine:
                 state["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
             tensors |= {f"{key}.{name}": value for key, value in state.items()}
         return tensors
+
+
+def _share_frozen(computing: Llama, masters: Llama) -> None:
+    """Let the masters have the frozen parameters of the model that computes, in its type."""
+    for name, parameter in computing.named_parameters():
+        if not parameter.requires_grad:
+            module, _, own = name.rpartition(".")
+            setattr(masters.get_submodule(module), own, parameter)
 
 
 def _hand_over(computed: nn.Parameter, master: nn.Parameter) -> None:

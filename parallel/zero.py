@@ -36,10 +36,11 @@ from models.tokens import Tokens
 from parallel.config import ParallelConfig
 from parallel.fill import Fill
 from parallel.flat_shard import FlatShard
+from parallel.frozen import end_at_leaves, trained_parameters, with_gradient
 from parallel.recompute import recomputed_call
 from parallel.world import World
 from parallel.zero_config import to_deepspeed
-from parallel.zero_stages import Place, stage_of
+from parallel.zero_stages import Place, fill_frozen, stage_of
 
 
 class ZeroEngine:
@@ -71,13 +72,17 @@ class ZeroEngine:
         self._stage = stage_of(self._engine)
         self._engine.set_gradient_accumulation_boundary(False)
         self._head: list[Any] = model.head_parameters() if config.zero.stage == 3 else []
-        self._places = {name: self._stage.place(p) for name, p in model.named_parameters()}
+        end_at_leaves(model)
+        trained = trained_parameters(model)
+        self._places = {name: self._stage.place(p) for name, p in trained.items()}
         self._shapes = {name: tuple(p.shape) for name, p in shape.named_parameters()}
         self._is_stale = True
         self._given: list[nn.Parameter] = []
         self._before_update: list[Callable[[], object]] = []
-        self._call = in_ranges(recomputed_call if config.recompute else plain_call)
-        _fill(shape, fill, self.weights())
+        call = recomputed_call if config.recompute else plain_call
+        self._call = in_ranges(with_gradient(call) if config.zero.stage == 3 else call)
+        frozen = {name: p for name, p in model.named_parameters() if name not in trained}
+        _fill(shape, fill, self.weights(), frozen)
 
     def forward(self, ids: Tensor, tokens: Tokens, plan: LayerPlan) -> dict[int, Tensor]:
         """Run a plan on ids (B, S); return the hidden states (B, S, D) of each exit."""
@@ -103,12 +108,26 @@ class ZeroEngine:
             try:
                 self._engine._backward_prologue()
                 torch.autograd.backward(list(hiddens), list(gradients))
-                for parameter in self._given:
-                    self._stage.hand_in(parameter)
+                self._hand_in(started=not all(h.is_leaf for h in hiddens))
                 self._engine._backward_epilogue()
             finally:
                 self._engine._running_engine_backward = False
                 self._given.clear()
+
+    def _hand_in(self, *, started: bool) -> None:
+        """Let DeepSpeed reduce what autograd has not brought; it wants to see autograd at work."""
+        probe = torch.zeros((), requires_grad=True)
+
+        def reduce(_: Tensor) -> None:
+            for parameter in self._given:
+                self._stage.hand_in(parameter)
+
+        if not started:
+            self._stage.begin()
+            probe.register_hook(reduce)  # type: ignore[no-untyped-call]
+            probe.backward()  # type: ignore[no-untyped-call]
+        else:
+            reduce(probe)
 
     def add_gradient(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Add a gradient (any shape) that is not autograd's, during the backward pass."""
@@ -135,7 +154,7 @@ class ZeroEngine:
         for job in self._before_update:
             job()
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         with named("optimizer"):
             self._engine.step()
             self._stage.forget()
@@ -167,7 +186,7 @@ class ZeroEngine:
             self._engine.optimizer._partition_all_parameters()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return this rank's shards of the parameters by upstream name; writing to them is fine."""
+        """Return this rank's shards of what is trained, by upstream name, to read or write."""
         self._is_stale = True
         masters = [master.detach() for master in self._stage.masters]
         return {name: self._shard(name, masters) for name in self._places}
@@ -225,12 +244,18 @@ def _square_norm(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fill(shape: Llama, fill: Fill, shards: dict[str, Tensor]) -> None:
-    """Fill shards, by parameter name, with their parts of what a model of this shape is given."""
+def _fill(
+    shape: Llama, fill: Fill, shards: dict[str, Tensor], frozen: dict[str, nn.Parameter]
+) -> None:
+    """Fill shards and frozen parameters, by name, with what a model of this shape is given."""
     names = {id(parameter): name for name, parameter in shape.named_parameters()}
 
     def assign(parameter: nn.Parameter, whole: Tensor) -> None:
-        shard = shards[names[id(parameter)]]
+        name = names[id(parameter)]
+        if name in frozen:
+            fill_frozen(frozen[name], whole)
+            return
+        shard = shards[name]
         assert isinstance(shard, FlatShard), "DeepSpeed cuts anywhere"
         local = shard.to_local()
         local.copy_(whole.flatten()[shard.start : shard.start + len(local)])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
@@ -36,6 +37,10 @@ class Stage(Protocol):
 
     def place(self, parameter: nn.Parameter) -> Place:
         """Say where this rank keeps its elements of a parameter (any shape)."""
+        ...
+
+    def begin(self) -> None:
+        """Do what the first gradient of a backward pass does, for one that has none."""
         ...
 
     def hand_in(self, parameter: nn.Parameter) -> None:
@@ -77,6 +82,9 @@ class _SumOfRanks:
 
     def place(self, parameter: nn.Parameter) -> Place:
         return _linked(parameter)
+
+    def begin(self) -> None:
+        self._zero.setup_buckets()
 
     def hand_in(self, parameter: nn.Parameter) -> None:
         if self._zero.partition_gradients:  # stage 1 reduces at the end of the step
@@ -127,6 +135,9 @@ class _Stage3:
         start = self._zero._get_param_partition_rank(parameter) * size
         return Place(group, offset, max(0, min(size, shard.ds_numel - start)), start)
 
+    def begin(self) -> None:
+        pass
+
     def hand_in(self, parameter: nn.Parameter) -> None:
         _fire_hooks(parameter)
 
@@ -166,6 +177,18 @@ def stage_of(engine: DeepSpeedEngine) -> Stage:
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return _Stage3(engine)
     return _SumOfRanks(engine)
+
+
+def fill_frozen(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Copy a whole tensor (any shape) into a parameter without a master, or into its partition."""
+    shard: Any = parameter
+    part = getattr(shard, "ds_tensor", None)
+    if part is None:  # stages 1 and 2 have all of it on every rank
+        parameter.copy_(whole)
+        return
+    start = dist.get_rank() * part.numel()
+    mine = whole.flatten()[start : start + part.numel()]
+    part.narrow(0, 0, len(mine)).copy_(mine)  # the last partition is padded
 
 
 def _gradients(

@@ -1,15 +1,11 @@
 """From a config to the parts of a run: pure wiring, no policy."""
 
-import dataclasses
 import json
 import logging
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
-
-import torch
 
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import MixtureLoader, merge_states
@@ -17,11 +13,14 @@ from data_pipelines.open import describe_sources, open_train, open_valid
 from data_pipelines.prepare import TOKENIZER_FOLDER, read_prepared
 from data_pipelines.prepare_sources import prepare_data
 from models.config import LlamaConfig
-from models.hf import load_weights, read_config
+from models.hf import load_weights
 from models.hf_config import config_to_hf
 from models.init import Assign, init_weights
 from models.llama import Llama
+from models.lora import init_adapters
+from models.training_cost import ModelShapes, shapes_of
 from parallel.agree import agree_on_settings
+from parallel.base import Base, write_base
 from parallel.checkpoint import MODEL, OPTIMIZER, TOKENIZER, read_state, read_tensors
 from parallel.checkpointer import Checkpointer
 from parallel.engine import Engine, build_engine
@@ -33,10 +32,12 @@ from parallel.verified import good_checkpoint
 from parallel.world import World
 from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
+from trainer.model_shape import check_described, model_config
 from trainer.optim import build_adamw
 from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
 from trainer.same_start import config_settings, data_settings
 from trainer.spikes import SpikeState, data_step, jump, spike_state
+from trainer.trained import find_base, unfilled_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Run:
 
     config: PretrainConfig
     model_config: LlamaConfig
+    parts: ModelShapes
+    """What of the model is trained."""
     world: World
     engine: Engine
     train: Loader | MixtureLoader
@@ -60,40 +63,10 @@ class Run:
     """What is remembered of the steps that are done."""
     step_groups: tuple[Group, ...]
     """Process groups whose collectives a step waits for."""
+    base: Base | None
+    """The model of which a part stays as it is; None: all is trained."""
     lock: TextIO | None
     """Held open by rank 0 while the run folder is in use."""
-
-
-def model_config(config: PretrainConfig) -> LlamaConfig:
-    """Return the shape of the model to train, read from `init_from` if the config has none.
-
-    Raises:
-        ValueError: if the other sections do not fit it.
-    """
-    shape = config.model or read_config(str(config.init_from))
-    config.check_model(shape)
-    return shape
-
-
-def _check_described(config: PretrainConfig) -> None:
-    """Check that a model to go on from is as the config says, where it says something."""
-    if config.model is None or config.init_from is None:
-        return
-    told, found = config.model, read_config(config.init_from)
-    for field in dataclasses.fields(LlamaConfig):
-        if field.name == "initializer_range":  # only fresh weights follow it
-            continue
-        resolved = {"num_key_value_heads": "kv_heads", "head_dim": "head_width"}
-        name = resolved.get(field.name, field.name)
-        ours, theirs = getattr(told, name), getattr(found, name)
-        same = ours == theirs or (
-            isinstance(ours, float) and math.isclose(ours, theirs, rel_tol=1e-6)
-        )
-        if not same:
-            raise ValueError(
-                f"model.{field.name} is {ours} but {theirs} in init_from {config.init_from}: "
-                "correct it, or leave model out"
-            )
 
 
 def build_run(config: PretrainConfig, world: World) -> Run:
@@ -104,7 +77,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         RuntimeError: if a checkpoint is not complete, or ranks were started differently.
     """
     agree_on_settings("config", config_settings(config))
-    _check_described(config)
+    check_described(config)
     shape = model_config(config)
     config.batch.check_ranks(world.size)
     check_user_config(config.parallel, config.deepspeed_keys(world.size))
@@ -115,8 +88,9 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     _check_vocabulary(data_folder, shape)
     if newest is not None:
         newest = good_checkpoint(newest, strict=config.resume == "strict")
-    with torch.device("meta"):
-        model = Llama(shape)
+    base = on_first_rank(lambda: find_base(config.init_from, config.lora, config.freeze, newest))
+    model = unfilled_model(shape, config.lora, config.freeze)
+    parts = shapes_of(model, shape)
     engine = build_engine(
         model,
         config.parallel,
@@ -140,6 +114,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     return Run(
         config=config,
         model_config=shape,
+        parts=parts,
         world=world,
         engine=engine,
         train=train,
@@ -160,6 +135,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         tokens_seen=state["tokens_seen"],
         spikes=spike_state(state.get("spikes")),
         step_groups=step_groups,
+        base=base,
         lock=lock,
     )
 
@@ -246,6 +222,7 @@ def _fill(model: Llama, assign: Assign, config: PretrainConfig) -> None:
         init_weights(model, model.config, seed=config.seed, assign=assign)
     else:
         load_weights(model, config.init_from, assign=assign)
+        init_adapters(model.named_parameters(), seed=config.seed, assign=assign)
 
 
 def _open_train(
@@ -277,6 +254,8 @@ def save(run: Run, step: int, tokens_seen: int, spikes: SpikeState, *, last: boo
         shutil.copytree(run.data_folder / TOKENIZER_FOLDER, folder / TOKENIZER)
         described = json.dumps(config_to_hf(run.model_config, dtype="float32"), indent=1)
         (folder / MODEL / "config.json").write_text(described)
+        if run.base is not None:
+            write_base(folder, run.base)
 
     mine = run.train.state(data_step(spikes, step))
     streams = merge_states(all_ranks(mine)) if mine else {}

@@ -7,17 +7,21 @@ import torch
 from configs.load import to_yaml
 from models.config import LlamaConfig
 from models.flops import count_parameters
+from models.llama import Llama
+from models.training_cost import ModelShapes, num_numbers, shapes_of
 from parallel.config import ParallelConfig
 from parallel.cost import Method, Sharding, step_traffic, total_traffic
 from parallel.memory import Workload, rank_memory, staged_bytes
 from parallel.zero_config import check_user_config
-from trainer.build import model_config
 from trainer.config import PretrainConfig
 from trainer.exit_weights import exit_weights
 from trainer.expectation import StepCost, expected_around, expected_run
 from trainer.head_loss import chunk_size
 from trainer.layer_dropout import drop_probabilities
+from trainer.model_shape import model_config
+from trainer.optim import parameter_groups
 from trainer.schedule import learning_rate
+from trainer.trained import unfilled_model
 
 GIB = 2**30
 METHODS: dict[int, Method] = {1: "zero-1", 2: "zero-2", 3: "zero-3"}
@@ -38,11 +42,14 @@ def check_report(config: PretrainConfig) -> str:
     config.batch.check_ranks(ranks)
     check_user_config(config.parallel, config.deepspeed_keys(ranks))
     sharding = sharding_of(config.parallel, ranks)
+    unfilled = unfilled_model(model, config.lora, config.freeze)
+    parts = shapes_of(unfilled, model)
     sections = (
-        _sizes(config, model),
-        _memory(config, model, sharding),
-        _schedule(config, model, sharding),
-        _whole_run(config, model, sharding),
+        _sizes(config, model, parts),
+        _groups(config, unfilled),
+        _memory(config, model, sharding, parts),
+        _schedule(config, model, sharding, parts),
+        _whole_run(config, model, sharding, parts),
     )
     return "\n".join((to_yaml(config), *sections))
 
@@ -83,19 +90,37 @@ def workload_of(config: PretrainConfig, model: LlamaConfig, ranks: int) -> Workl
     )
 
 
-def _sizes(config: PretrainConfig, model: LlamaConfig) -> str:
+def _sizes(config: PretrainConfig, model: LlamaConfig, parts: ModelShapes) -> str:
     count = count_parameters(model)
+    trained = sum(num_numbers(unit.trained) for unit in parts.units)
+    is_part = config.lora is not None or config.freeze is not None
+    line = f"trained: {trained:,}, the others stay as they are\n" if is_part else ""
     tokens = config.batch.global_size * config.data.seq_len
     return (
         f"parameters: {count.total:,} ({count.layers:,} in layers, {count.embedding:,} embedding, "
         f"{count.head:,} head)\n"
+        f"{line}"
         f"tokens: {tokens:,} a step, {tokens * config.steps:,} in all\n"
     )
 
 
-def _memory(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
+def _groups(config: PretrainConfig, unfilled: Llama) -> str:
+    """Say which share of the learning rate how many parameters learn at, if they differ."""
+    groups = parameter_groups(unfilled, config.optim)
+    if config.optim.groups is None and config.optim.layer_decay is None:
+        return ""
+    return "".join(
+        f"learning rate x {group.lr_scale:.4g}, weight decay {group.weight_decay:g}: "
+        f"{sum(p.numel() for p in group.parameters):,} parameters\n"
+        for group in groups
+    )
+
+
+def _memory(
+    config: PretrainConfig, model: LlamaConfig, sharding: Sharding, parts: ModelShapes
+) -> str:
     """Say the peak of one rank, which is that of the plan that drops nothing."""
-    memory = rank_memory(model, sharding, workload_of(config, model, sharding.ranks))
+    memory = rank_memory(model, sharding, workload_of(config, model, sharding.ranks), parts)
     sizes = {
         f"peak memory estimate of one rank of {sharding.ranks}, no layer dropped": memory.total,
         "  weights and moments, always": memory.states,
@@ -107,11 +132,13 @@ def _memory(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> s
         "  among these: gradients of the own shard": memory.gradients,
     }
     if config.checkpoint.asynchronous:
-        sizes["host memory besides, for background saves"] = staged_bytes(model, sharding)
+        sizes["host memory besides, for background saves"] = staged_bytes(model, sharding, parts)
     return "".join(f"{text}: {size / GIB:.3f} GiB\n" for text, size in sizes.items())
 
 
-def _schedule(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
+def _schedule(
+    config: PretrainConfig, model: LlamaConfig, sharding: Sharding, parts: ModelShapes
+) -> str:
     """Show five moments; what depends on the exits is a mean over one rotation."""
     num_layers, last = model.num_hidden_layers, config.steps - 1
     lines = [
@@ -123,8 +150,8 @@ def _schedule(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) ->
         p = drop_probabilities(config.layer_dropout, num_layers, step, config.steps)
         weights = exit_weights(config.exit_loss, num_layers, step, config.steps)
         exits = " ".join(f"{e}:{w:.3f}" for e, w in weights.items())
-        cost = expected_around(config, model, step)
-        count, sent = traffic_of(cost, config, model, sharding)
+        cost = expected_around(config, model, step, parts)
+        count, sent = traffic_of(cost, config, model, sharding, parts)
         lines.append(
             f"{step:<10} {rate:<10.3g} {p[-1]:<10.3f} {cost.flops:<10.3g} {cost.recomputed:<10.3g} "
             f"{cost.saved:<7.1%} {count:<12.1f} {sent / GIB:<9.3g} {exits}"
@@ -133,7 +160,11 @@ def _schedule(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) ->
 
 
 def traffic_of(
-    cost: StepCost, config: PretrainConfig, model: LlamaConfig, sharding: Sharding
+    cost: StepCost,
+    config: PretrainConfig,
+    model: LlamaConfig,
+    sharding: Sharding,
+    parts: ModelShapes | None = None,
 ) -> tuple[float, float]:
     """Return the collectives of each rank in a mean step, and the bytes it sends in them."""
     share = cost.visits / model.num_hidden_layers
@@ -142,14 +173,17 @@ def traffic_of(
         sharding,
         visited=[share] * model.num_hidden_layers,
         microbatches=config.batch.num_microbatches // sharding.ranks,
+        parts=parts,
     )
     return total_traffic(traffic)
 
 
-def _whole_run(config: PretrainConfig, model: LlamaConfig, sharding: Sharding) -> str:
-    total = expected_run(config, model)
+def _whole_run(
+    config: PretrainConfig, model: LlamaConfig, sharding: Sharding, parts: ModelShapes
+) -> str:
+    total = expected_run(config, model, parts)
     mean = StepCost(*(value / config.steps for value in total))
-    count, sent = traffic_of(mean, config, model, sharding)
+    count, sent = traffic_of(mean, config, model, sharding, parts)
     return (
         f"whole run: {total.flops:.3g} FLOPs and {total.recomputed:.3g} recomputed; "
         f"{total.saved:.1%} saved of {total.full_flops:.3g}; each rank sends "

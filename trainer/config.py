@@ -5,6 +5,7 @@ from typing import Literal
 
 from data_pipelines.config import DataConfig, num_lanes
 from models.config import LlamaConfig
+from models.lora import LoraConfig
 from parallel.config import ParallelConfig
 from trainer.exit_weights import check_exit_loss
 from trainer.optim import OptimConfig
@@ -12,6 +13,7 @@ from trainer.profile import STEPS as PROFILE_STEPS
 from trainer.recipe_config import ExitLossConfig, LayerDropoutConfig, ScheduleConfig
 from trainer.schedule import check_schedule
 from trainer.spikes import SpikesConfig
+from trainer.trained import FreezeConfig
 
 MOST_STEPS = 10**9
 """A run of a step a millisecond would take eleven days."""
@@ -109,6 +111,10 @@ class PretrainConfig:
     that model, and spares --check a look at it."""
     init_from: str | None = None
     """Folder or hub id of a Hugging Face Llama whose weights to start from."""
+    lora: LoraConfig | None = None
+    """Train adapters beside the weights of init_from; absent: the weights themselves."""
+    freeze: FreezeConfig | None = None
+    """What to leave as it is in init_from; absent: nothing."""
     layer_dropout: LayerDropoutConfig | None = None
     """Stochastic depth; absent: every layer always runs."""
     exit_loss: ExitLossConfig | None = None
@@ -159,8 +165,22 @@ class PretrainConfig:
             raise ValueError(
                 "give model (the shape of a fresh model) or init_from (a model to go on from)"
             )
+        self._check_trained()
         if self.model is not None:
             self.check_model(self.model)
+
+    def _check_trained(self) -> None:
+        if self.lora is not None and self.freeze is not None:
+            raise ValueError(
+                "lora and freeze are both given, but lora leaves all weights as they are: remove "
+                "freeze"
+            )
+        name = "lora" if self.lora is not None else "freeze"
+        if getattr(self, name) is not None and self.init_from is None:
+            raise ValueError(
+                f"{name} needs init_from, the model whose weights stay as they are: give it in "
+                "place of model"
+            )
 
     def check_model(self, model: LlamaConfig) -> None:
         """Check the sections against the model that will be trained.

@@ -53,13 +53,13 @@ class HeadGradient:
     """Sums the gradient of norm and head over chunks and exits, in one buffer of at least float32.
 
     Under mixed precision the gathered weights are bfloat16; adding many chunks up in bfloat16 would
-    lose small ones.
+    lose small ones. A frozen norm or head has no gradient and costs none.
     """
 
     def __init__(self, model: Llama, add_gradient: AddGradient) -> None:
         self._norm, self._head = model.head_parameters()  # (D,) and (V, D)
         self._add_gradient = add_gradient
-        self._sums = [_wide_zeros(self._norm), _wide_zeros(self._head)]
+        self._sums = {p: _wide_zeros(p) for p in (self._norm, self._head) if p.requires_grad}
 
     def backward(self, logits: Tensor, states: Tensor, hidden: Tensor) -> Tensor:
         """Add the gradient of a chunk, return that of its hidden states (C, D).
@@ -70,20 +70,27 @@ class HeadGradient:
             hidden: (C, D).
         """
         by_states = logits @ self._head.detach()  # (C, D)
-        by_hidden, by_norm = torch.autograd.grad(states, [hidden, self._norm], by_states)
-        norm_sum, head_sum = self._sums
-        norm_sum += by_norm
+        wanted = [hidden, self._norm] if self._norm in self._sums else [hidden]
+        by_hidden, *by_norm = torch.autograd.grad(states, wanted, by_states)
+        for gradient in by_norm:
+            self._sums[self._norm] += gradient
+        if self._head in self._sums:
+            self._add_to_head(logits, states)
+        return by_hidden
+
+    def _add_to_head(self, logits: Tensor, states: Tensor) -> None:
+        """Add what the gradient by logits (C, V) at normed states (C, D) says of the matrix."""
+        head_sum = self._sums[self._head]  # (V, D)
         if logits.dtype == head_sum.dtype:
             head_sum.addmm_(logits.t(), states.detach())
         else:  # no product of narrow matrices adds to a wide one, so block by block
             blocks = zip(head_sum.chunk(8), logits.chunk(8, dim=1), strict=True)
             for rows, columns in blocks:
                 rows += columns.t() @ states.detach()
-        return by_hidden
 
     def deliver(self) -> None:
         """Hand the sums over to the parameters' gradients; nothing can be added after that."""
-        for parameter, total in zip((self._norm, self._head), self._sums, strict=True):
+        for parameter, total in self._sums.items():
             self._add_gradient(parameter, total.to(parameter.dtype))
         self._sums.clear()
 

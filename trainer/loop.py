@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.loader import Batch, prefetch
+from models.init import derive_seed
 from models.plan import LayerPlan
 from models.ranges import named
 from parallel.timeouts import set_timeout
@@ -143,7 +144,17 @@ def _step(
         measure=measure,
         judge=None if config.spikes is None else partial(find_spike, config.spikes, spikes),
         left_out=len(spikes.left_out),
+        draws=_draws(run, step),
     )
+
+
+def _draws(run: Run, step: int) -> list[int] | None:
+    """Return the seeds of the adapters' dropout, as if nothing had been drawn before."""
+    config = run.config
+    if config.lora is None or not config.lora.dropout:
+        return None
+    mine = range(run.world.rank, config.batch.num_microbatches, run.world.size)
+    return [derive_seed("lora dropout", config.seed, step, index) for index in mine]
 
 
 def _validate(run: Run, step: int) -> ValidMetrics:

@@ -24,7 +24,8 @@ class ExitLosses:
 
     gradients: dict[int, Tensor] = field(default_factory=dict)
     """Where the backward pass starts: the highest weighted exit, and the gradient (B, S, D) of its
-    weighted loss by its hidden states. The exits below add theirs when the pass reaches them."""
+    weighted loss by its hidden states. The exits below add theirs when the pass reaches them, but
+    for leaves."""
     loss_sums: dict[int, Tensor] = field(default_factory=dict)
     """For each exit its summed cross entropy, before weighting; 0-d."""
     agreements: dict[int, Tensor] = field(default_factory=dict)
@@ -46,8 +47,9 @@ def exit_losses(
 
     Only the highest weighted exit is run at once. The others wait for the backward pass to arrive
     at their hidden states and join it there, so that memory does not grow with the number of exits:
-    one chunk of one exit's logits and one exit's gradient are alive at a time. The head's gradient
-    is summed over all exits in one buffer, which the lowest delivers to the parameters.
+    one chunk of one exit's logits and one exit's gradient are alive at a time. (A leaf, below all
+    that is trained, is run at once too: the pass would not arrive there.) The head's gradient is
+    summed over all exits in one buffer, which the last to be run delivers to the parameters.
 
     Args:
         model: its norm and head; they must stay gathered until the backward pass is over.
@@ -65,7 +67,7 @@ def exit_losses(
     head = HeadGradient(model, add_gradient) if scales else None
     run = _Run(model, hiddens, labels.flatten(), scales, head, chunk_tokens, measure)
     for e in sorted(hiddens, reverse=True):  # the last exit first: the others are compared with it
-        if e in scales and e < max(scales):
+        if e in scales and e < max(scales) and not hiddens[e].is_leaf:
             hiddens[e].register_hook(partial(run.join, e))  # type: ignore[no-untyped-call]
             continue
         with named(f"loss exit {e}"):
@@ -92,7 +94,7 @@ class _Run:
         self._chunk_tokens, self._measure = chunk_tokens, measure
         # Detached: a hook that holds the tensor it hangs on is a cycle that is never freed.
         self._hiddens = {e: h.detach() for e, h in hiddens.items()}  # (B, S, D)
-        self._head = head
+        self._head, self._left = head, len(scales)
         self._reference: Tensor | None = None
         self.result = ExitLosses()
 
@@ -113,7 +115,8 @@ class _Run:
             self._reference = found.guesses if self._reference is None else self._reference
             same = (found.guesses == self._reference) & (self._labels != IGNORED)
             self.result.agreements[e] = same.sum()
-        if self._head is not None and e == min(self._scales):
+        self._left -= e in self._scales
+        if self._head is not None and e in self._scales and not self._left:
             self._head.deliver()
         return None if found.gradient is None else found.gradient.view_as(hidden)
 

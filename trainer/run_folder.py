@@ -14,7 +14,7 @@ from parallel.checkpoint import CHECKPOINTS
 from trainer.config import PretrainConfig
 
 CONFIG = "config.yaml"
-FIXED = ("model", "init_from", "data", "batch", "seed")
+FIXED = ("model", "init_from", "lora", "freeze", "data", "batch", "seed")
 """Sections that a resumed run may not change: its loss curve would break."""
 SOURCE_VERSION = ("commit.txt", "diff.patch")
 """The commit that the code is, and what was changed since."""

@@ -62,6 +62,7 @@ def train_step(
     measure: bool = True,
     judge: Judge | None = None,
     left_out: int = 0,
+    draws: Sequence[int] | None = None,
 ) -> StepResult:
     """Accumulate the gradient of this rank's microbatches and update the parameters.
 
@@ -83,6 +84,7 @@ def train_step(
         judge: may object to the update, which is then left out; so is one whose loss or gradient
             is not finite. All ranks have to judge alike.
         left_out: how often that has happened; ranks that count differently are told apart.
+        draws: for each microbatch the seed of what layers draw for it, the adapters' dropout.
 
     Raises:
         RuntimeError: on all ranks and before the update, if ranks disagree on the plan or if,
@@ -94,7 +96,9 @@ def train_step(
     if agreed.valid_tokens == 0:
         raise RuntimeError(f"step {step}: no label in the global batch counts in the loss")
     sums: dict[str, Tensor] = {}
-    for batch, plan in zip(batches, plans, strict=True):
+    for index, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
+        if draws is not None:
+            torch.manual_seed(draws[index])
         tokens = batch_tokens(batch, engine.model.config, device)
         hiddens = engine.forward(batch.ids.to(device), tokens, plan.to(device))
         losses = exit_losses(

@@ -2,8 +2,9 @@
 
 import torch
 
-from models.flops import flop_fraction, flops_of_plan
+from models.flops import flop_fraction
 from models.plan import LayerPlan, Rows
+from models.training_cost import training_flops_of_plan
 from trainer.build import Run
 from trainer.device_peaks import device_peak, peak_memory
 from trainer.layer_dropout import drop_probabilities
@@ -55,13 +56,13 @@ def step_metrics(
         "total_steps": config.steps,
     }
     ran = {v.layer: v.gate.rows.numel() if isinstance(v.gate, Rows) else rows for v in plan.visits}
-    flops = config.batch.num_microbatches * flops_of_plan(
+    flops = config.batch.num_microbatches * training_flops_of_plan(
         plan,
         model,
+        run.parts,
         rows=rows,
         seq_len=config.data.seq_len,
-        num_exits_unembedded=len(weights),
-        backward=True,
+        num_exits=len(weights),
     )
     peak = device_peak(run.world.device, getattr(torch, config.parallel.precision))
     return StepMetrics(

@@ -10,6 +10,7 @@ from models.config import LlamaConfig
 from models.hf import COMPUTED, EMBEDDING, HEAD
 from models.weight_check import check_shapes, parameter_shapes
 from models.weight_files import StoredTensor
+from parallel.base import read_base
 from parallel.checkpoint import find_checkpoint
 from parallel.convert.contents import MOMENTS, Contents
 from parallel.convert.deepspeed_ranks import is_deepspeed, read_ranks
@@ -36,6 +37,12 @@ def read_contents(source: Path) -> tuple[Format, Contents]:
         raise ValueError(f"{source} is not a folder: {REMEDY}")
     checkpoint = find_checkpoint(source)
     if checkpoint is not None:
+        base = read_base(checkpoint)
+        if base is not None:
+            raise ValueError(
+                f"{checkpoint} holds only what was trained beside {base.source}: write a whole "
+                "model first, with python -m inference export"
+            )
         return "dcp", read_sharded(checkpoint)
     tag = _tag(source)
     if is_universal(tag):

@@ -63,9 +63,11 @@ def make_engine(
     world: World,
     dtype: torch.dtype = torch.float64,
     optim: OptimConfig = OPTIM,
+    prepare: Callable[[Llama], None] = lambda model: None,
 ) -> Engine:
     with torch.device("meta"):
         model = Llama(config).to(dtype)
+    prepare(model)
     return build_engine(
         model,
         parallel,
@@ -119,10 +121,12 @@ def trained_by_engine(
     chunk: int = 10_000,
     dtype: torch.dtype = torch.float64,
     optim: OptimConfig = OPTIM,
+    prepare: Callable[[Llama], None] = lambda model: None,
 ) -> dict[str, Tensor]:
     """On this rank: train, return whole parameters and moments, and the losses."""
     world = start(device="cpu")
-    engine = make_engine(model_config(tie_word_embeddings=tied), parallel, world, dtype, optim)
+    config = model_config(tie_word_embeddings=tied)
+    engine = make_engine(config, parallel, world, dtype, optim, prepare)
     losses = engine_steps(engine, world, chunk=chunk)
     state = {**engine.weights(), **engine.optimizer_state()}
     return {name: whole(t).clone() for name, t in state.items()} | {"losses": torch.tensor(losses)}
@@ -145,10 +149,12 @@ def trained_plainly(
     batch: Callable[[int, int], Batch] = microbatch,
     loss_of: Callable[[Llama, int, int], Tensor] = plain_loss,
     optim: OptimConfig = OPTIM,
+    prepare: Callable[[Llama], None] = lambda model: None,
 ) -> dict[str, Tensor]:
     """One process, one loop, nothing of the engine."""
     config = model_config(tie_word_embeddings=tied)
     model = Llama(config).double()
+    prepare(model)
     init_weights(model, config, seed=3)
     optimizer = build_adamw(model, optim)
     losses = []
@@ -158,14 +164,15 @@ def trained_plainly(
         loss = torch.stack(sums).sum() / count
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        for parameter in model.parameters():
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm or 0)
         optimizer.step()
         losses.append(float(loss.detach()))
-    state = {name: p.detach() for name, p in model.named_parameters()}
-    for name, p in model.named_parameters():
+    state = {name: p.detach() for name, p in trained.items()}
+    for name, p in trained.items():
         state |= {f"{key}.{name}": value for key, value in optimizer.state[p].items()}
     return state | {"losses": torch.tensor(losses)}
 

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.load import load
+from models.hf import save_pretrained
 from tests.e2e.runs import write_config
+from tests.tiny import tiny_config, tiny_llama
 from trainer.check import check_report, sharding_of, workload_of
 from trainer.config import PretrainConfig
 
@@ -69,3 +72,43 @@ def test_accumulation_packing_and_chunks_reach_the_memory_model(tmp_path):
     work = workload_of(config, config.model, 2)
     assert (work.chunk_tokens, work.accumulate, work.wide_attention) == (5, True, True)
     assert not workload_of(config, config.model, 4).accumulate
+
+
+def _base(folder: Path) -> list[str]:
+    config = tiny_config(vocab_size=320, hidden_size=32, intermediate_size=64)
+    weights = tiny_llama(config, dtype=torch.float32).named_parameters()
+    save_pretrained(weights, config, folder / "hf", dtype=torch.float32)
+    return ["model=null", f"init_from={folder / 'hf'}"]
+
+
+def test_the_report_says_what_adapters_and_frozen_parts_spare(tmp_path, monkeypatch):
+    base = _base(tmp_path)
+    lora = ["lora.rank=2", "optim.groups.b={match: '*.lora_B.weight', lr_scale: 16.0}"]
+    texts = [
+        report(tmp_path, monkeypatch, *base, *changes, ranks=2)
+        for changes in ([], lora, ["freeze.layers_from=2"])
+    ]
+    whole, adapted, _ = texts
+    adapters = 4 * 2 * ((32 + 32) + (32 + 16))
+    assert f"trained: {adapters:,}, the others stay as they are" in adapted
+    assert f"learning rate x 16, weight decay 0.1: {4 * 2 * (32 + 16):,} parameters" in adapted
+    assert "trained:" not in whole
+    for figure in ("weights and moments, always", "gradients of the own shard"):
+        sizes = [float(text.split(f"{figure}: ")[1].split()[0]) for text in texts]
+        assert sizes[1] <= sizes[2] <= sizes[0]
+    flops = [float(text.split("whole run: ")[1].split()[0]) for text in texts]
+    assert flops[1] < 0.8 * flops[0]
+    assert flops[2] < 0.9 * flops[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["lora.rank=2"], "lora needs init_from"),
+        (["freeze.layers_from=2"], "freeze needs init_from"),
+        (["lora.rank=2", "freeze.layers_from=2"], "lora and freeze are both given"),
+    ],
+)
+def test_freezing_without_a_base_is_refused(tmp_path, monkeypatch, changes, message):
+    with pytest.raises(ValueError, match=message):
+        report(tmp_path, monkeypatch, *changes)

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, tiny_llama
-from trainer.optim import OptimConfig, build_adamw
+from trainer.optim import GroupConfig, OptimConfig, build_adamw
 
 
 def test_matrices_decay_and_norms_and_biases_do_not() -> None:
@@ -90,3 +90,49 @@ def _train_sharded() -> list[Tensor]:
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         OptimConfig(**settings)
+
+
+def _scales(config: OptimConfig) -> dict[str, tuple[float, float]]:
+    model = tiny_llama()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[p]: (group["lr_scale"], group["weight_decay"])
+        for group in build_adamw(model, config).param_groups
+        for p in group["params"]
+    }
+
+
+def test_the_first_group_that_matches_decides() -> None:
+    low = GroupConfig(match="model.layers.[01].*", lr_scale=0.1)
+    norms = GroupConfig(match="*norm.weight", lr_scale=2.0, weight_decay=0.01)
+    scales = _scales(OptimConfig(lr=1e-3, groups={"low": low, "norms": norms}))
+    assert scales["model.layers.1.self_attn.q_proj.weight"] == (0.1, 0.1)
+    assert scales["model.layers.1.input_layernorm.weight"] == (0.1, 0.0)
+    assert scales["model.layers.2.input_layernorm.weight"] == (2.0, 0.01)
+    assert scales["model.norm.weight"] == (2.0, 0.01)
+    assert scales["lm_head.weight"] == (1.0, 0.1)
+
+
+def test_layers_learn_the_slower_the_lower_they_are() -> None:
+    low = GroupConfig(match="model.layers.0.*", lr_scale=0.5)
+    scales = _scales(OptimConfig(lr=1e-3, layer_decay=0.5, groups={"low": low}))
+    assert scales["lm_head.weight"][0] == scales["model.norm.weight"][0] == 1.0
+    assert scales["model.layers.3.mlp.up_proj.weight"][0] == 0.5
+    assert scales["model.layers.0.mlp.up_proj.weight"][0] == 0.5**4 * 0.5
+    assert scales["model.embed_tokens.weight"][0] == 0.5**5
+
+
+@pytest.mark.parametrize("match", ["model.layers.9.*", "model.layers.0.mlp.*"])
+def test_a_pattern_that_decides_nothing_is_named(match: str) -> None:
+    low = GroupConfig(match="model.layers.0.*", lr_scale=0.1)
+    other = GroupConfig(match=match, lr_scale=0.1)
+    with pytest.raises(ValueError, match=r"'model\.layers\..*decides about no parameter"):
+        build_adamw(tiny_llama(), OptimConfig(lr=1e-3, groups={"low": low, "other": other}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr_scale": -1.0}, {"weight_decay": -0.1}, {}], ids=["rate", "decay", "nothing"]
+)
+def test_a_wrong_group_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"optim\.groups: .*\*norm"):
+        GroupConfig(match="*norm*", **wrong)
