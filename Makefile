@@ -5,6 +5,8 @@
 # make fuzz         1,000 hostile configs, files, checkpoints and prompts, given to every command
 # make lint         ruff, mypy, shell syntax
 # make bench        the speed benchmarks, tables and JSON lines, in about 22 minutes (runs/benchmarks)
+# make reproduce    the evidence of docs/results.md: 18 trainings and their decoding, about an hour;
+#                   interrupted, it goes on (runs/reproduce); then a real model: reproduce-smollm2
 # make clean        delete the environment and all caches; runs/ and data/ stay
 #
 # Each makes the environment .venv first if it is missing or older than constraints.txt or
@@ -15,13 +17,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+REAL_STAMP := $(VENV)/.installed-real
 # Python compiles what is imported anyway; compiling all of torch here would take longer.
 PIP := $(BIN)/python -m pip install --no-compile --no-build-isolation -c constraints.txt
 STARTED := $(shell date +%s)
 ENGINE ?= fsdp
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slurm fuzz lint bench clean
+.PHONY: help quickstart test test-slurm fuzz lint bench reproduce reproduce-smollm2 clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -56,6 +59,12 @@ bench: $(STAMP)
 	  grep -v '^{' runs/benchmarks/$$name.txt; \
 	done
 
+reproduce: $(STAMP)
+	$(BIN)/python -m benchmarks.reproduce $(ARGS)
+
+reproduce-smollm2: $(REAL_STAMP)
+	$(BIN)/python -m benchmarks.reproduce.smollm2 $(ARGS)
+
 # A stamp is touched last: an installation that failed is tried again. DeepSpeed's setup imports torch
 # and has to find it here, hence the order and --no-build-isolation.
 $(STAMP): constraints.txt pyproject.toml
@@ -69,6 +78,10 @@ $(STAMP): constraints.txt pyproject.toml
 
 $(DEV_STAMP): $(STAMP)
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(REAL_STAMP): $(STAMP)
+	$(PIP) -e ".[real]"
 	@touch $@
 
 clean:
