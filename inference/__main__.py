@@ -39,16 +39,17 @@ USAGE = """usage: python -m inference generate MODEL prompt="text" [config=FILE]
        python -m inference tune MODEL prompts=SET [key=value ...]
        python -m inference eval MODEL tasks=NAME,NAME [exit_layer=E] [key=value ...]
        python -m inference exits MODEL prompt="text" [picture=FILE.png] [key=value ...]
+       python -m inference follow MODEL exits='[4,8]' prompts=SET [tasks=NAME,NAME] [key=value ...]
 
 generate continues a text; verify checks that self-speculation changes no output; perplexity scores
 a text at every exit; export writes a folder that transformers loads; bench measures a way of
 decoding on many prompts, sweep a grid of exits and draft lengths; tune searches for the fastest and
 writes it beside the model, where generate finds it; eval runs tasks of lm-evaluation-harness at any
-exit; exits shows which exit would have been enough for each token. MODEL is the folder of a
-training run, one checkpoint in it, a folder in Hugging Face form, or a hub id. config=FILE is YAML
-such as configs/generate/self_speculative.yaml; a key on the command line overrides it. On several
-ranks put `torchrun --standalone --nproc-per-node N` in place of `python`, for generate, verify and
-perplexity; the others work in one process.
+exit; exits shows which exit would have been enough for each token; follow evaluates the checkpoints
+of a run as they appear. MODEL is the folder of a training run, one checkpoint in it, a folder in
+Hugging Face form, or a hub id. config=FILE is YAML such as configs/generate/self_speculative.yaml;
+a key on the command line overrides it. On several ranks put `torchrun --standalone --nproc-per-node
+N` in place of `python`, for generate, verify and perplexity; the others work in one process.
 """
 
 

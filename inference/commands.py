@@ -8,6 +8,8 @@ from inference.evaluate.command import run as evaluate
 from inference.evaluate.config import EvalConfig
 from inference.exits.command import run as exits
 from inference.exits.config import ExitsConfig
+from inference.follow.command import run as follow
+from inference.follow.config import FollowConfig
 from inference.measure.command import run as bench
 from inference.measure.config import BenchConfig
 from inference.opening import Open
@@ -35,4 +37,5 @@ COMMANDS = {
     "tune": Command(tune, TuneConfig, ", besides those of generate but for the strategy"),
     "eval": Command(evaluate, EvalConfig),
     "exits": Command(exits, ExitsConfig),
+    "follow": Command(follow, FollowConfig),
 }

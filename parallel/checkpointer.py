@@ -22,7 +22,7 @@ from parallel.checkpoint import MODEL, OPTIMIZER, STATE, step_folder
 from parallel.checksum import Written
 from parallel.engine import Engine
 from parallel.manifest import write_manifest
-from parallel.publish import PARTIAL, check_room, forget, publish
+from parallel.publish import PARTIAL, Spared, check_room, forget, publish, spare_none
 from parallel.shard_file import shard_bytes, write_shards
 from parallel.staging import Staging
 from parallel.together import RankFailedError, all_ranks, together
@@ -53,10 +53,26 @@ class Checkpointer:
     """
 
     def __init__(
-        self, checkpoints: Path, engine: Engine, *, keep_last: int, asynchronous: bool
+        self,
+        checkpoints: Path,
+        engine: Engine,
+        *,
+        keep_last: int,
+        asynchronous: bool,
+        spared: Spared = spare_none,
     ) -> None:
+        """Args: see below.
+
+        Args:
+            checkpoints: the folder.
+            engine: whose weights and moments are saved.
+            keep_last: how many checkpoints to keep.
+            asynchronous: whether to write in the background.
+            spared: asked on rank 0 which others are to stay for now.
+        """
         self.checkpoints = checkpoints
         self.keep_last = keep_last
+        self._spared = spared
         self._engine = engine
         # A group of its own: collectives of a background save must not mix with the step's.
         self._group = dist.new_group(backend="gloo")
@@ -178,7 +194,7 @@ class Checkpointer:
                 files = {name: file for each in everyone for name, file in each.items()}
                 write_manifest(partial, {**staged[MODEL], **staged[OPTIMIZER]}, files)
                 publish(partial, partial.with_suffix(""))
-                forget(self.checkpoints, self.keep_last)
+                forget(self.checkpoints, self.keep_last, self._spared)
 
         what = f"saving the checkpoint of step {job.step}"
         needed = all_ranks(sum(map(shard_bytes, job.parts.values())), group=self._group)

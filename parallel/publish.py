@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from parallel.manifest import FILE_NAME
@@ -23,6 +23,9 @@ PARTIAL, REPLACED, DELETED, DAMAGED = ".tmp", ".replaced", ".deleted", ".damaged
 NAME = re.compile(r"step_\d+")
 SPARE_BYTES = 2**20
 """For what a checkpoint holds beside tensors, and what a file system needs for itself."""
+
+Spared = Callable[[Sequence[int]], Collection[int]]
+"""From the steps of checkpoints that are to be deleted, to those that somebody still needs."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +138,17 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def forget(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; never the one `latest` names."""
-    newest = latest(checkpoints)
-    for folder in checkpoints_in(checkpoints)[:-keep_last]:
-        if folder != newest:
+def spare_none(steps: Sequence[int]) -> Collection[int]:
+    """Say that no checkpoint is needed."""
+    return ()
+
+
+def forget(checkpoints: Path, keep_last: int, spared: Spared = spare_none) -> None:
+    """Delete all but the newest `keep_last` checkpoints, that of `latest`, and those spared."""
+    newest, old = latest(checkpoints), checkpoints_in(checkpoints)[:-keep_last]
+    needed = spared([step_of(folder) for folder in old])
+    for folder in old:
+        if folder != newest and step_of(folder) not in needed:
             delete(folder)
 
 

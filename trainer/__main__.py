@@ -10,6 +10,7 @@ from parallel.world import start, stop
 from trainer.build import build_run
 from trainer.check import check_report
 from trainer.config import PretrainConfig
+from trainer.evaluation import evaluating
 from trainer.loop import train
 
 USAGE = """usage: torchrun --nproc-per-node N -m trainer CONFIG [key=value ...]
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> None:
     if not positional or "=" in positional[0]:
         raise ValueError("no CONFIG: name a YAML file first, such as configs/pretrain/debug.yaml")
     config = load(PretrainConfig, positional[0], positional[1:])
+    if config.evaluate is not None:
+        config.evaluate.check_here()
     if "--check" in flags:
         sys.stdout.write(check_report(config))
         return
@@ -45,8 +48,12 @@ def main(arguments: list[str]) -> None:
         world = start(
             device=config.parallel.device, timeout_seconds=config.parallel.long_timeout_seconds
         )
-        train(build_run(config, world))
-        stop()
+        run = build_run(config, world)
+        with evaluating(config, is_first=world.is_first) as finish_evaluation:
+            is_over = train(run)
+            stop()
+            if is_over:
+                finish_evaluation()
     except Exception as error:
         if isinstance(error, ConnectionError) or not is_lost_rank(error):
             raise

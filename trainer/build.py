@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +33,7 @@ from parallel.verified import good_checkpoint
 from parallel.world import World
 from parallel.zero_config import check_user_config
 from trainer.config import PretrainConfig
+from trainer.evaluation import spared_steps
 from trainer.model_shape import check_described, model_config
 from trainer.optim import build_adamw
 from trainer.run_folder import CONFIG, check_resumable, checkpoints_folder, claim, describe_run
@@ -130,6 +132,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
             engine,
             keep_last=config.checkpoint.keep_last,
             asynchronous=config.checkpoint.asynchronous,
+            spared=partial(spared_steps, config),
         ),
         first_step=state["step"],
         tokens_seen=state["tokens_seen"],

@@ -50,6 +50,7 @@ def check_report(config: PretrainConfig) -> str:
         _memory(config, model, sharding, parts),
         _schedule(config, model, sharding, parts),
         _whole_run(config, model, sharding, parts),
+        _evaluations(config),
     )
     return "\n".join((to_yaml(config), *sections))
 
@@ -188,4 +189,18 @@ def _whole_run(
         f"whole run: {total.flops:.3g} FLOPs and {total.recomputed:.3g} recomputed; "
         f"{total.saved:.1%} saved of {total.full_flops:.3g}; each rank sends "
         f"{sent * config.steps / GIB:.3g} GiB in {count * config.steps:,.0f} collectives\n"
+    )
+
+
+def _evaluations(config: PretrainConfig) -> str:
+    """Say how many checkpoints are evaluated, and how many there may be on the disk for it."""
+    section = config.evaluate
+    if section is None:
+        return ""
+    count = -(-config.steps // section.every)
+    exits = ", ".join(map(str, section.exits))
+    most = config.checkpoint.keep_last + 1 + section.keep
+    return (
+        f"evaluations: {count}, every {section.every} steps and at the end, at exits {exits}, on "
+        f"device {section.device} beside rank 0; up to {most} checkpoints on the disk\n"
     )

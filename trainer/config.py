@@ -7,6 +7,7 @@ from data_pipelines.config import DataConfig, num_lanes
 from models.config import LlamaConfig
 from models.lora import LoraConfig
 from parallel.config import ParallelConfig
+from trainer.evaluate_config import EvaluateConfig
 from trainer.exit_weights import check_exit_loss
 from trainer.optim import OptimConfig
 from trainer.profile import STEPS as PROFILE_STEPS
@@ -127,6 +128,8 @@ class PretrainConfig:
     """Held-out evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    evaluate: EvaluateConfig | None = None
+    """Samples, measured speed and tasks of checkpoints as they are saved; absent: none."""
     resume: Literal["auto", "strict", "never"] = "auto"
     """auto goes on from the newest checkpoint in run_folder that is good, and puts damaged ones
     aside; strict stops if the newest is damaged; never refuses to start if there is one."""
@@ -155,6 +158,8 @@ class PretrainConfig:
                 f"{self.steps}: raise it"
             )
         check_schedule(self.schedule, self.steps)
+        if self.evaluate is not None:
+            self.evaluate.check_schedule(self.checkpoint.every)
         num_lanes(self.data, self.batch.num_microbatches)
         if self.data.valid_fraction == 0:
             raise ValueError(
@@ -194,6 +199,8 @@ class PretrainConfig:
                 f"{model.max_position_embeddings}: lower the one or raise the other"
             )
         check_exit_loss(self.exit_loss, model.num_hidden_layers)
+        if self.evaluate is not None:
+            self.evaluate.check_exits(model.num_hidden_layers)
 
     def deepspeed_keys(self, ranks: int) -> dict[str, float]:
         """Return the keys of DeepSpeed that this config decides outside of `parallel`."""

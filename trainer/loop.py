@@ -27,8 +27,11 @@ from trainer.validate import validate
 from trainer.watchdog import Watchdog
 
 
-def train(run: Run) -> None:
+def train(run: Run) -> bool:
     """Train to the last step, or until a signal asks to stop; save in both cases.
+
+    Returns:
+        Whether the last step is done.
 
     Raises:
         RuntimeError: on all ranks, if ranks disagree, numbers are not finite, or spikes are too
@@ -44,10 +47,11 @@ def train(run: Run) -> None:
         seconds=parallel.timeout_seconds,
         long_seconds=parallel.long_timeout_seconds,
     )
-    leg: Leg | None = Leg(run)
+    leg: Leg | bool = Leg(run)
     with watchdog, profiling as end_profiled_step:
-        while leg is not None:
+        while isinstance(leg, Leg):
             leg = _train(leg, stop, watchdog, end_profiled_step)
+    return leg
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,8 @@ class Leg:
 
 def _train(
     leg: Leg, stop: StopRequest, watchdog: Watchdog, end_profiled_step: Callable[[], object]
-) -> Leg | None:
-    """Train until the end, or until a spike asks to go back; return what to go on with then."""
+) -> Leg | bool:
+    """Train until the end; return whether that is the last step's, or else what to go back to."""
     run, config = leg.run, leg.run.config
     step, tokens_seen, spikes = run.first_step, run.tokens_seen, run.spikes
     ahead = prefetch(_batches(run), depth=2)
@@ -108,7 +112,7 @@ def _train(
         watchdog.begin("the last checkpoint", long=True)
         run.checkpointer.wait()
         observers.finished = step == config.steps
-    return None
+    return observers.finished
 
 
 def _back(leg: Leg, spikes: SpikeState, spike: SpikeMetrics) -> Leg:

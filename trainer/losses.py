@@ -30,6 +30,8 @@ class ExitLosses:
     """For each exit its summed cross entropy, before weighting; 0-d."""
     agreements: dict[int, Tensor] = field(default_factory=dict)
     """For each exit, at how many valid positions its argmax is the last exit's; 0-d."""
+    matches: dict[int, Tensor] = field(default_factory=dict)
+    """For each exit, at which ones: (B, S) bool."""
 
 
 def exit_losses(
@@ -115,6 +117,7 @@ class _Run:
             self._reference = found.guesses if self._reference is None else self._reference
             same = (found.guesses == self._reference) & (self._labels != IGNORED)
             self.result.agreements[e] = same.sum()
+            self.result.matches[e] = same.view(hidden.shape[:2])  # (B, S)
         self._left -= e in self._scales
         if self._head is not None and e in self._scales and not self._left:
             self._head.deliver()

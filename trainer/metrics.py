@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "metrics.jsonl"
-PER_EXIT = ("loss_per_exit", "exit_weights", "agreement_per_exit", "perplexity_per_exit")
+PER_EXIT = (
+    "loss_per_exit",
+    "exit_weights",
+    "agreement_per_exit",
+    "perplexity_per_exit",
+    "acceptance_per_exit",
+    "draft_length_per_exit",
+    "speedup_per_exit",
+)
 """Fields keyed by exit. JSON writes the keys as strings; `read_metrics` gives integers back."""
 
 
@@ -66,6 +74,14 @@ class ValidMetrics:
     """exp(loss) at each exit."""
     agreement_per_exit: dict[int, float]
     """Share of valid positions at which the exit's argmax is the last layer's (teacher forced)."""
+    acceptance_per_exit: dict[int, list[float]]
+    """Accepted over drafted tokens of self-speculation along the text, for drafts of 1, 2, ...
+    tokens, at each exit but the last; see `trainer/acceptance.py`."""
+    draft_length_per_exit: dict[int, int]
+    """The draft length of these with the largest estimated speedup."""
+    speedup_per_exit: dict[int, float]
+    """That estimate: plain decoding's time over self-speculation's, where reading weights is the
+    limit."""
     tokens: int
     """Tokens predicted."""
     seconds: float

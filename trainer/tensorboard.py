@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from configs.load import to_yaml
+from trainer.acceptance import SHOWN_DRAFTS
 from trainer.heat_map import StepHistory, heat_map
 from trainer.metrics import SpikeMetrics, StepMetrics, ValidMetrics
 
@@ -33,6 +34,8 @@ LAYOUT = {
     "Exits": {
         "Agreement with the last layer, valid": _chart("exits/agreement_valid"),
         "Agreement with the last layer, train": _chart("exits/agreement_train"),
+        "Acceptance of drafts, valid": _chart("exits/acceptance_valid"),
+        "Estimated speedup of drafting, valid": _chart("exits/speedup_valid"),
         "Weight of each exit, 0 when it is off": _chart("exits/weight"),
         "Number of active exits": _chart("exits/active_count"),
     },
@@ -170,6 +173,10 @@ class TensorBoardWriter:
         self._per_exit("exits/loss_valid", m.loss_per_exit, m.step)
         self._per_exit("exits/perplexity_valid", m.perplexity_per_exit, m.step)
         self._agreement("valid", m)
+        acceptance = {e: shares[SHOWN_DRAFTS - 1] for e, shares in m.acceptance_per_exit.items()}
+        self._per_exit("exits/acceptance_valid", acceptance, m.step)
+        self._per_exit("exits/speedup_valid", m.speedup_per_exit, m.step)
+        self._per_exit("exits/draft_length_valid", m.draft_length_per_exit, m.step)
         if self._active.steps[1]:
             self._pictures(m.step)
         self._flush()

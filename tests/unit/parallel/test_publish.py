@@ -1,11 +1,21 @@
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from parallel import publish
-from parallel.publish import check_room, delete, forget, latest, put_aside, tidy
+from parallel.publish import (
+    check_room,
+    checkpoints_in,
+    delete,
+    forget,
+    latest,
+    put_aside,
+    step_of,
+    tidy,
+)
 from parallel.verified import verify
 from tests.saved import save
 
@@ -129,3 +139,19 @@ def test_a_save_that_will_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> 
     with pytest.raises(OSError, match=r"needs .* GB, but .* has .* GB free: make room there, or"):
         check_room(tmp_path, free + 10**9)
     check_room(tmp_path, free // 2)
+
+
+def test_old_checkpoints_that_somebody_needs_stay_for_now(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step)
+    asked: list[list[int]] = []
+
+    def spared(steps: Sequence[int]) -> list[int]:
+        asked.append(list(steps))
+        return [2]
+
+    forget(tmp_path, 2, spared)
+    assert asked == [[1, 2, 3]]
+    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [2, 4, 5]
+    forget(tmp_path, 2)
+    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [4, 5]

@@ -36,6 +36,9 @@ def valid_metrics(step: int, **changes: Any) -> ValidMetrics:
         "loss_per_exit": {1: 6.0, 2: 5.0, 3: 4.5, 4: 4.0},
         "perplexity_per_exit": {e: math.exp(x) for e, x in {1: 6, 2: 5, 3: 4.5, 4: 4}.items()},
         "agreement_per_exit": {1: 0.2, 2: 0.4, 3: 0.6, 4: 1.0},
+        "acceptance_per_exit": {e: [0.9 / k for k in range(1, 13)] for e in (1, 2, 3)},
+        "draft_length_per_exit": {1: 1, 2: 4, 3: 2},
+        "speedup_per_exit": {1: 0.8, 2: 1.25, 3: 1.1},
         "tokens": 4096,
         "seconds": 1.0,
     }
@@ -72,6 +75,8 @@ def test_a_line_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert valid["kind"] == "valid"
     assert train["loss_per_exit"] == {2: 5.0, 4: 3.5}
     assert valid["agreement_per_exit"] == {1: 0.2, 2: 0.4, 3: 0.6, 4: 1.0}
+    assert valid["acceptance_per_exit"][3][:2] == [0.9, 0.45]
+    assert valid["speedup_per_exit"] == {1: 0.8, 2: 1.25, 3: 1.1}
 
 
 def test_a_training_line_has_what_the_readme_promises(tmp_path: Path) -> None:

@@ -46,8 +46,17 @@ def test_a_resumed_run_estimates_from_its_own_steps_only(
 
 def test_validation_says_the_perplexity_at_every_exit(caplog: pytest.LogCaptureFixture) -> None:
     with Progress(4, terminal=False) as progress:
-        progress.valid(valid_metrics(4, perplexity_per_exit={1: 400.0, 2: 150.5}))
+        progress.valid(
+            valid_metrics(4, perplexity_per_exit={1: 400.0, 2: 150.5}, speedup_per_exit={})
+        )
     assert lines(caplog) == ["valid at step 4: perplexity by exit 1:400 2:150.5"]
+
+
+def test_validation_says_which_exit_would_draft_best(caplog: pytest.LogCaptureFixture) -> None:
+    with Progress(4, terminal=False) as progress:
+        progress.valid(valid_metrics(4))
+    (line,) = lines(caplog)
+    assert line.endswith("; drafting 4 at exit 2 would be 1.25x as fast as plain decoding")
 
 
 def test_a_terminal_gets_a_bar_with_loss_and_speed(

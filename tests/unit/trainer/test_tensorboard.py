@@ -72,6 +72,13 @@ def test_an_exit_that_is_off_weighs_zero(run: Path) -> None:
     assert values(run / "exit_02", "exits/weight")[3] == 0.25
 
 
+def test_how_an_exit_would_draft_is_written_where_the_exit_is(run: Path) -> None:
+    assert values(run / "exit_02", "exits/speedup_valid") == {3: 1.25}
+    assert values(run / "exit_02", "exits/draft_length_valid") == {3: 4.0}
+    assert values(run / "exit_01", "exits/acceptance_valid")[3] == pytest.approx(0.9 / 6)
+    assert "exits/speedup_valid" not in read(run).Tags()["scalars"]
+
+
 def test_the_last_exit_has_no_agreement_with_itself(run: Path) -> None:
     assert values(run / "exit_03", "exits/agreement_valid")[3] == pytest.approx(0.6)
     assert "exits/agreement_valid" not in read(run).Tags()["scalars"]
