@@ -93,6 +93,15 @@ def load_section(cls: type[T], path: str | Path, section: str, overrides: Sequen
     return cast(T, getattr(config, section))
 
 
+def load_mapping(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file says, unchecked: for those who report it and decide nothing by it.
+
+    Raises:
+        ValueError: if it is missing, or no YAML of keys and values.
+    """
+    return _read(Path(path))
+
+
 def _build(cls: type[T], content: Mapping[Any, Any], origin: str, overrides: Sequence[str]) -> T:
     settings = list(_settings(cls, content, origin))
     for override in overrides:

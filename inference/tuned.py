@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,38 @@ def with_tuned(
     remedy = "" if settings == [PLAIN] else f" ({PLAIN} decodes plainly)"
     logger.info("%s, as tuned: %s%s", path, " ".join(settings), remedy)
     return [*settings, *rest]
+
+
+def tuned_for(source: str) -> dict[str, Any] | None:
+    """Return what was tuned for a model, as `read_tuned`; None if nothing was.
+
+    What was tuned for other weights is not returned, and one line says so.
+
+    Raises:
+        ValueError: if the file beside the model cannot be read.
+    """
+    path = tuned_file(source)
+    if path is None or not path.is_file():
+        return None
+    content = read_tuned(path)
+    then = content["identity"]
+    difference = then.difference(identify(source, dtype=then.dtype, device=then.device))
+    if difference is None:
+        return content
+    logger.warning("%s was tuned for %s: not used; run tune again", path, difference)
+    return None
+
+
+def carry_tuned(content: Mapping[str, Any], folder: Path) -> None:
+    """Write what was tuned beside an export of the same weights.
+
+    Args:
+        content: as `read_tuned` returns it.
+        folder: in Hugging Face form, on this disk.
+    """
+    then = content["identity"]
+    identity = identify(str(folder), dtype=then.dtype, device=then.device)
+    write_tuned(folder / FILE, {**content, "identity": asdict(identity)})
 
 
 def read_tuned(path: Path) -> dict[str, Any]:

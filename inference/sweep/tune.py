@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from inference.card.decoding import update_card
 from inference.command import label, make_decode
 from inference.config import GenerateConfig
 from inference.early_exit import check_exit
@@ -27,7 +28,7 @@ from inference.sweep.command import check_decoding
 from inference.sweep.config import default_exits
 from inference.sweep.halving import FIRST_PROMPTS, Rung, Setting, candidates, halve
 from inference.sweep.tune_config import DEFAULT_TOKENS, TuneConfig
-from inference.tuned import KEYS, tuned_file, write_tuned
+from inference.tuned import KEYS, read_tuned, tuned_file, write_tuned
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ def run(model: str, overrides: Sequence[str], open_model: Open) -> None:
     loaded = open_model(model, decoding)
     identity = identify(model, dtype=decoding.precision, device=device_name(device_of(loaded)))
     tune(config, decoding, prompts, loaded, identity, path, sys.stdout)
+    card = None if config.to is not None else update_card(path.parent, read_tuned(path))
+    if card is not None:
+        sys.stdout.write(f"{card} brought up to date\n")
 
 
 def parse_tune(overrides: Sequence[str]) -> tuple[TuneConfig, GenerateConfig]:
