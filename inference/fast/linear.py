@@ -61,7 +61,7 @@ class FastLinear(nn.Module):
             out = rows.new_empty(0, self.packed.shape[0])
         elif self.is_in_tiles:
             out = torch.cat([self.ours(part) for part in torch.split(rows, ROWS_AT_ONCE)])
-        elif self.prefers_ours(rows):
+        elif self.prefers_ours(rows) and not self.packed.is_gated:
             out = self.ours(rows)
         else:
             out = self.by_torch(rows)
@@ -77,7 +77,11 @@ class FastLinear(nn.Module):
         return out if bias is None else out + bias
 
     def ours(self, x: Tensor, _weight: Tensor | None = None) -> Tensor:
-        """Return (n, N) of x (n, K) by our kernel."""
+        """Return (n, N) of x (n, K) by our kernel.
+
+        Not for two gated matrices: there the kernel gates at once, and what it makes of both fills
+        only half of this.
+        """
         x = x.contiguous()
         out = x.new_empty(x.shape[0], self.packed.shape[0])
         call = kernel("linear", x.dtype)

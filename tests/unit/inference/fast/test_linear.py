@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from inference.fast import pack as packing
-from inference.fast.choose import Chooser, one_dnn, one_row, transposed
+from inference.fast.choose import Chooser, Multiply, one_dnn, one_row, transposed
 from inference.fast.compiler import library
 from inference.fast.linear import FastLinear
 from inference.fast.pack import pack, quantised
@@ -50,6 +50,27 @@ def test_our_kernels_are_linear_for_any_shape_and_number_of_rows(
         expected = linear(x.double(), weight.double(), _draw(features).to(dtype).double())
         error = (fast.ours(x).double() - expected).abs().max()
         assert error <= tolerance * expected.abs().max()
+
+
+class OursIsFastest(Chooser):
+    """What a clock may say on any machine, at any time."""
+
+    def fastest(self, x: Tensor, weight: Tensor, *, ours: Multiply | None = None) -> None:
+        assert ours is not None
+
+
+@pytest.mark.parametrize("kind", [each for each in KINDS if not each.is_tiles], ids=str)
+@pytest.mark.parametrize("rows", [1, 7, 14, 16])
+def test_two_gated_matrices_are_multiplied_whatever_is_fastest(
+    kind: Kind, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _made(kind, 1, 1, monkeypatch)  # skips where it has to
+    weights = [_draw(64, 32, seed=seed).to(KINDS[kind][0]) for seed in (0, 1)]
+    packed = pack(weights, [None, None], is_int8=kind in INT8, is_gated=True)
+    x = _draw(rows, 32, seed=2).to(KINDS[kind][0])
+    expected = linear(x.double(), torch.cat(weights).double())
+    error = (FastLinear(packed, OursIsFastest())(x).double() - expected).abs().max()
+    assert error <= (2e-2 if kind in INT8 else KINDS[kind][1]) * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
