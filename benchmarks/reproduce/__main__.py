@@ -25,6 +25,7 @@ from benchmarks.reproduce.tables import (
 from benchmarks.reproduce.train import train_all
 from configs.command import run_command
 from data_pipelines.prepare_sources import prepare_data
+from models.config import LlamaConfig
 from trainer.expectation import expected_run
 from trainer.model_shape import model_config
 
@@ -41,15 +42,16 @@ def main(words: list[str]) -> None:
     write_prompts(data, folder / "prompts.jsonl")
     sweep_all(found, folder / "prompts.jsonl")
     outcomes = [outcome(job.arm.name, job.seed, job.folder) for job in found]
-    tables = tables_of(outcomes, flops_of(found))
+    shape = model_config(found[0].config)
+    tables = tables_of(outcomes, flops_of(found), shape)
     for name, table in tables.items():
         (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
         print(f"\n{name}\n\n{table}")
-    draw(outcomes, folder)
+    draw(outcomes, shape, folder)
     if "page" in options:
         page = Path(options["page"])
         page.write_text(marked(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
-        draw(outcomes, page.parent)
+        draw(outcomes, shape, page.parent)
 
 
 def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -76,22 +78,24 @@ def flops_of(found: list[Job]) -> dict[str, float]:
     return {job.arm.name: expected_run(job.config, model_config(job.config)).flops for job in found}
 
 
-def tables_of(outcomes: list[Outcome], flops: dict[str, float]) -> dict[str, str]:
+def tables_of(
+    outcomes: list[Outcome], flops: dict[str, float], shape: LlamaConfig
+) -> dict[str, str]:
     """Return every table by its name."""
     return {
         "cost": cost_table(outcomes, flops),
         "exits": exits_table(outcomes),
         "curricula": curricula_table(outcomes, flops),
-        "decoding": decoding_table(outcomes),
-        "grid": grid_table(outcomes),
+        "decoding": decoding_table(outcomes, shape),
+        "grid": grid_table(outcomes, shape),
     }
 
 
-def draw(outcomes: list[Outcome], folder: Path) -> None:
+def draw(outcomes: list[Outcome], shape: LlamaConfig, folder: Path) -> None:
     """Write every picture into a folder."""
     save_exits(outcomes, folder / "results_exits.png")
     save_middle(outcomes, folder / "results_middle.png")
-    save_decoding(outcomes, folder / "results_decoding.png")
+    save_decoding(outcomes, shape, folder / "results_decoding.png")
 
 
 if __name__ == "__main__":

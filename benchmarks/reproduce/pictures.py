@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.reproduce.arms import ABLATION, ARMS, Arm
 from benchmarks.reproduce.gather import Drafted, Outcome, of_arm
+from benchmarks.reproduce.tables import expected
+from models.config import LlamaConfig
 
 COLOURS = {  # Okabe and Ito
     "plain": "#000000",
@@ -61,8 +63,11 @@ def save_middle(outcomes: Sequence[Outcome], path: Path) -> None:
     figure.savefig(path)
 
 
-def save_decoding(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draw acceptance, and speedup at the best draft length, over exits."""
+def save_decoding(outcomes: Sequence[Outcome], model: LlamaConfig, path: Path) -> None:
+    """Draw acceptance over exits, and the speedup of the best draft length.
+
+    The speedup is that where reading weights is the limit.
+    """
     figure = _figure(10, 3.8)
     axes = figure.subplots(1, 2)
     exits = sorted({e for e, _ in outcomes[0].drafts})
@@ -75,10 +80,10 @@ def save_decoding(outcomes: Sequence[Outcome], path: Path) -> None:
             outcomes,
             arm,
             exits,
-            lambda o, e: max(o.drafts[e, k].speedup for k in lengths),
+            lambda o, e: max(expected(model, (e, k), o.drafts[e, k]) for k in lengths),
         )
     axes[0].set(title=f"Acceptance of {lengths[len(lengths) // 2]} drafts", ylim=(0, 1))
-    axes[1].set(title="Speedup over plain decoding, best draft length")
+    axes[1].set(title="Speedup where reading weights is the limit, best draft length")
     axes[1].axhline(1.0, color="0.5", linestyle=":")
     axes[1].legend(frameon=False, fontsize=8)
     for panel in axes:

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.lines import text_table
 from benchmarks.reproduce.arms import ABLATION, ARMS, CURRICULA, PLAIN, Arm
-from benchmarks.reproduce.gather import Outcome, of_arm
+from benchmarks.reproduce.gather import Drafted, Outcome, of_arm
 from benchmarks.reproduce.intervals import Mean, difference, mean, perplexity
+from models.config import LlamaConfig
+from models.speculation import expected_speedup
 
 
 def exits_table(outcomes: Sequence[Outcome]) -> str:
@@ -75,34 +77,62 @@ def signed(change: Mean) -> str:
     return f"**{text}**" if change.is_clear else text
 
 
-def decoding_table(outcomes: Sequence[Outcome]) -> str:
-    """Return the best setting of each arm, by its mean speedup over seeds."""
+def decoding_table(outcomes: Sequence[Outcome], model: LlamaConfig) -> str:
+    """Return the best setting of each arm: as measured, and where reading weights is the limit.
+
+    Args:
+        outcomes: of all runs.
+        model: their shape.
+    """
     rows = []
     for arm in ARMS:
         found = of_arm(outcomes, arm.name)
-        settings = sorted(found[0].drafts)
-        if not settings:
-            continue
-        by_speed = {s: mean([each.drafts[s].speedup for each in found]) for s in settings}
-        best = max(settings, key=lambda s: by_speed[s].value)
-        acceptance = mean([each.drafts[best].acceptance for each in found])
+        measured, limit = (
+            {s: mean([value(each, s) for each in found]) for s in sorted(found[0].drafts)}
+            for value in (_measured, lambda each, s: expected(model, s, each.drafts[s]))
+        )
+        best = max(measured, key=lambda s: measured[s].value)
+        could = max(limit, key=lambda s: limit[s].value)
         same = all(drafted.same_output for each in found for drafted in each.drafts.values())
         rows.append(
             [
                 arm.title,
-                *best,
-                f"{acceptance.value:.3f} ± {acceptance.half:.3f}",
-                f"{by_speed[best].value:.2f} ± {by_speed[best].half:.2f}",
+                *_setting(found, could),
+                _with_half(limit[could]),
+                *_setting(found, best),
+                _with_half(measured[best]),
                 "yes" if same else "NO",
             ]
         )
-    return text_table(
-        ["trained with", "best exit", "drafts", "acceptance", "speedup", "same tokens"], rows
-    )
+    could_columns = ["exit, drafts", "accepted", "x if reading is the limit"]
+    columns = [*could_columns, "exit, drafts", "accepted", "x measured", "same tokens"]
+    return text_table(["trained with", *columns], rows)
 
 
-def grid_table(outcomes: Sequence[Outcome], arms: Sequence[Arm] = ABLATION) -> str:
-    """Return acceptance and speedup of every exit and draft length, means over seeds."""
+def expected(model: LlamaConfig, setting: tuple[int, int], drafted: Drafted) -> float:
+    """Return the speedup of an exit and draft length where reading weights is the limit."""
+    exit_layer, drafts = setting
+    accepted = drafted.acceptance * drafts
+    return expected_speedup(model, exit_layer, rounds=1, drafted=drafts, accepted=accepted)
+
+
+def _measured(each: Outcome, setting: tuple[int, int]) -> float:
+    return each.drafts[setting].speedup
+
+
+def _setting(found: Sequence[Outcome], setting: tuple[int, int]) -> tuple[str, str]:
+    accepted = mean([each.drafts[setting].acceptance for each in found])
+    return f"{setting[0]}, {setting[1]}", _with_half(accepted)
+
+
+def _with_half(found: Mean) -> str:
+    return f"{found.value:.2f} ± {found.half:.2f}"
+
+
+def grid_table(
+    outcomes: Sequence[Outcome], model: LlamaConfig, arms: Sequence[Arm] = ABLATION
+) -> str:
+    """Return acceptance, speedup where reading is the limit, and as measured, of every setting."""
     settings = sorted(outcomes[0].drafts)
     rows = []
     for e, k in settings:
@@ -110,7 +140,8 @@ def grid_table(outcomes: Sequence[Outcome], arms: Sequence[Arm] = ABLATION) -> s
         for arm in arms:
             found = [each.drafts[e, k] for each in of_arm(outcomes, arm.name)]
             accepted = statistics.fmean(each.acceptance for each in found)
+            limit = statistics.fmean(expected(model, (e, k), each) for each in found)
             gain = statistics.fmean(each.speedup for each in found)
-            row.append(f"{accepted:.2f} {gain:.2f}x")
+            row.append(f"{accepted:.2f} {limit:.2f}x {gain:.2f}x")
         rows.append(row)
     return text_table(["exit", "drafts", *(arm.title for arm in arms)], rows)

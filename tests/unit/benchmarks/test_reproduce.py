@@ -8,8 +8,16 @@ from benchmarks.reproduce.arms import ARMS, PLAIN, SEEDS, jobs
 from benchmarks.reproduce.gather import Drafted, Outcome, read_sweep
 from benchmarks.reproduce.intervals import difference, mean, perplexity
 from benchmarks.reproduce.publish import marked
-from benchmarks.reproduce.tables import cost_table, decoding_table, exits_table, grid_table
+from benchmarks.reproduce.tables import (
+    cost_table,
+    decoding_table,
+    exits_table,
+    expected,
+    grid_table,
+)
 from inference.sweep.rows import COLUMNS, write_rows
+from models.flops import layer_parameters
+from tests.tiny import tiny_config
 
 
 def _outcome(arm: str, seed: int, *, loss: float, speedup: float = 1.0) -> Outcome:
@@ -25,6 +33,9 @@ OUTCOMES = [
     for i, arm in enumerate(ARMS)
     for seed in SEEDS
 ]
+SHAPE = tiny_config()  # of 4 layers
+LAYER = layer_parameters(SHAPE)
+HEAD = SHAPE.vocab_size * SHAPE.hidden_size
 FLOPS = {arm.name: 100.0 + i for i, arm in enumerate(ARMS)}
 
 
@@ -85,10 +96,16 @@ def test_every_exit_has_its_perplexity() -> None:
 
 
 def test_the_best_setting_is_that_of_the_highest_mean_speedup() -> None:
-    row = _row(decoding_table(OUTCOMES), "both")
-    assert row[1:3] == ["2", "2"]
-    assert row[4].startswith("1.32")
-    assert "0.70 1.02x" in grid_table(OUTCOMES)
+    row = _row(decoding_table(OUTCOMES, SHAPE), "both")
+    assert row[1] == "1, 2"  # both exits accept the same, so the one that reads less is best
+    assert row[4:7] == ["2, 2", "0.70 ± 0.00", "1.32 ± 0.00"]  # but not by the clock
+    assert row[7] == "yes"
+
+
+def test_where_reading_is_the_limit_the_speedup_is_a_closed_form() -> None:
+    by_hand = (1 + 0.7 * 2) * (4 * LAYER + HEAD) / ((2 * 2 + 4) * LAYER + (2 + 1) * HEAD)
+    assert expected(SHAPE, (2, 2), Drafted(0.7, 9.9, True)) == pytest.approx(by_hand)
+    assert f"0.70 {by_hand:.2f}x 1.02x" in grid_table(OUTCOMES, SHAPE)
 
 
 def test_a_sweep_s_file_is_read(tmp_path: Path) -> None:
