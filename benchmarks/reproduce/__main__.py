@@ -21,6 +21,7 @@ from benchmarks.reproduce.tables import (
     decoding_table,
     exits_table,
     grid_table,
+    middle_table,
 )
 from benchmarks.reproduce.train import train_all
 from configs.command import run_command
@@ -86,6 +87,7 @@ def tables_of(
         "cost": cost_table(outcomes, flops),
         "exits": exits_table(outcomes),
         "curricula": curricula_table(outcomes, flops),
+        "middle": middle_table(outcomes),
         "decoding": decoding_table(outcomes, shape),
         "grid": grid_table(outcomes, shape),
     }

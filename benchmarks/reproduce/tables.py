@@ -71,6 +71,23 @@ def _cost_table(
     return text_table([*columns, "FLOPs of plain"], rows)
 
 
+def middle_table(outcomes: Sequence[Outcome]) -> str:
+    """Return how far the middle exit's loss lies above the last one's, in nats, over training."""
+    steps = sorted(outcomes[0].losses)
+    last = max(outcomes[0].last)
+    rows = []
+    for arm in ARMS:
+        found = of_arm(outcomes, arm.name)
+        gaps = (
+            mean([each.losses[step][last // 2] - each.losses[step][last] for each in found])
+            for step in steps
+        )
+        rows.append([arm.title, *(f"{gap.value:.2f} ± {gap.half:.2f}" for gap in gaps)])
+    millions = outcomes[0].tokens_a_step / 1e6
+    tokens = [f"{step * millions:.2f}M" for step in steps]
+    return text_table([f"exit {last // 2} over exit {last}, nats, after", *tokens], rows)
+
+
 def signed(change: Mean) -> str:
     """Return a change with its interval; in bold if the interval leaves 0 out."""
     text = f"{change.value:+.3f} ± {change.half:.3f}"

@@ -30,13 +30,13 @@ def test_all_of_it_runs_and_goes_on_from_what_is_there(
 ) -> None:
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
-    names = ("cost", "exits", "curricula", "decoding", "grid")
+    names = ("cost", "exits", "curricula", "middle", "decoding", "grid")
     page.write_text("".join(f"<!-- reproduce: {name} --><!-- end -->\n" for name in names))
     folder = tmp_path / "reproduce"
     words = [f"folder={folder}", f"page={page}", f"data.cache_folder={tmp_path / 'data'}", *SMALL]
     main(words)
     said = page.read_text()
-    assert said.count("| plain") == 3
+    assert said.count("| plain") == 4
     assert {path.name for path in page.parent.glob("*.png")} == {
         "results_exits.png",
         "results_middle.png",

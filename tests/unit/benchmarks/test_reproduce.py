@@ -14,6 +14,7 @@ from benchmarks.reproduce.tables import (
     exits_table,
     expected,
     grid_table,
+    middle_table,
 )
 from inference.sweep.rows import COLUMNS, write_rows
 from models.flops import layer_parameters
@@ -93,6 +94,12 @@ def test_every_exit_has_its_perplexity() -> None:
     row = _row(exits_table(OUTCOMES), "both")
     assert len(row) == 5
     assert row[2].startswith(f"{math.exp(4.3):.1f}")
+
+
+def test_the_middle_exit_is_compared_with_the_last_over_training() -> None:
+    row = _row(middle_table(OUTCOMES), "plain")  # 1 nat, less 0, 0.01 and 0.02 by seed
+    assert row[1] == "0.99 ± 0.02"
+    assert "0.00M" in middle_table(OUTCOMES).splitlines()[0]
 
 
 def test_the_best_setting_is_that_of_the_highest_mean_speedup() -> None:
