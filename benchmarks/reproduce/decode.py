@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.prompts import held_out_prompts
 from benchmarks.reproduce.arms import Job
-from benchmarks.reproduce.gather import SWEEP
+from benchmarks.reproduce.gather import SWEEP, read_sweep
 from configs.command import ROOT
 from data_pipelines.loader import open_split
 from data_pipelines.prepare import TOKENIZER_FOLDER
@@ -37,17 +37,11 @@ def sweep_all(jobs: Sequence[Job], prompts: Path) -> None:
     Raises:
         RuntimeError: if one fails; it has said why.
     """
+    overrides = (f"max_new_tokens={NEW_TOKENS}", "stop_at_eos=false")
     for number, job in enumerate(jobs, 1):
-        to = job.folder / SWEEP
         print(f"\ndecoding {number}/{len(jobs)}: {job.arm.title}, seed {job.seed}", flush=True)
-        sweep(
-            job.folder,
-            prompts,
-            to,
-            exits=EXITS,
-            drafts=DRAFTS,
-            overrides=(f"max_new_tokens={NEW_TOKENS}", "stop_at_eos=false"),
-        )
+        to = job.folder / SWEEP
+        sweep(job.folder, prompts, to, exits=EXITS, drafts=DRAFTS, overrides=overrides)
 
 
 def sweep(
@@ -72,6 +66,8 @@ def sweep(
     Raises:
         RuntimeError: if it fails; it has said why.
     """
+    if read_sweep(to).keys() >= {(e, k) for e in exits for k in drafts}:
+        return
     command = [sys.executable, "-m", "inference", "sweep", str(model), f"prompts={prompts}"]
     command += [f"to={to}", f"exit_layer={list(exits)}", f"num_speculations={list(drafts)}"]
     done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from benchmarks.reproduce.arms import ABLATION, ARMS, Arm
 from benchmarks.reproduce.gather import Drafted, Outcome, of_arm
@@ -33,7 +33,8 @@ def save_exits(outcomes: Sequence[Outcome], path: Path) -> None:
     for panel, arms in zip(axes, (ABLATION, (*ABLATION[:1], *ARMS[3:])), strict=True):
         for arm in arms:
             _line(panel, outcomes, arm, exits, lambda each, e: math.exp(each.last[e]))
-        panel.set(xlabel="exit", yscale="log")
+        panel.set_xlabel("exit")
+        _log(panel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(frameon=False)
     axes[0].set(title="The parts of the recipe", ylabel="perplexity on held-out text")
@@ -57,7 +58,8 @@ def save_middle(outcomes: Sequence[Outcome], path: Path) -> None:
                 lambda each, step, e=e: math.exp(each.losses[step][e]),
                 scale=outcomes[0].tokens_a_step / 1e6,
             )
-        panel.set(title=f"Exit {e} of {last}", xlabel="million tokens trained on", yscale="log")
+        panel.set(title=f"Exit {e} of {last}", xlabel="million tokens trained on")
+        _log(panel)
         panel.legend(frameon=False)
     axes[0].set_ylabel("perplexity on held-out text")
     figure.savefig(path)
@@ -83,7 +85,7 @@ def save_decoding(outcomes: Sequence[Outcome], model: LlamaConfig, path: Path) -
             lambda o, e: max(expected(model, (e, k), o.drafts[e, k]) for k in lengths),
         )
     axes[0].set(title=f"Acceptance of {lengths[len(lengths) // 2]} drafts", ylim=(0, 1))
-    axes[1].set(title="Speedup where reading weights is the limit, best draft length")
+    axes[1].set(title="Best speedup where reading is the limit")
     axes[1].axhline(1.0, color="0.5", linestyle=":")
     axes[1].legend(frameon=False, fontsize=8)
     for panel in axes:
@@ -128,6 +130,13 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _log(axes: Axes) -> None:
+    """Make the y axis logarithmic, within a decade or little more, with plain numbers on it."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
 
 
 def _line(

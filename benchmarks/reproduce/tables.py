@@ -57,18 +57,19 @@ def _cost_table(
     rows = []
     for arm in arms:
         found = of_arm(outcomes, arm.name)
-        cost = difference([each.last[last] for each in found], [each.last[last] for each in plain])
+        row = [arm.title]
+        for e in (last, middle):
+            losses, others = ([each.last[e] for each in some] for some in (found, plain))
+            change = "-" if arm is PLAIN else signed(difference(losses, others))
+            row += [_perplexity(losses), change]
         rows.append(
             [
-                arm.title,
-                _perplexity([each.last[last] for each in found]),
-                "-" if arm is PLAIN else signed(cost),
-                _perplexity([each.last[middle] for each in found]),
+                *row,
                 f"{flops[arm.name] / flops[PLAIN.name]:.2f}",
             ]
         )
-    columns = ["trained with", "perplexity, last", "nats over plain", f"perplexity, exit {middle}"]
-    return text_table([*columns, "FLOPs of plain"], rows)
+    columns = [f"perplexity, exit {last}", "nats over plain", f"exit {middle}", "nats over plain"]
+    return text_table(["trained with", *columns, "FLOPs of plain"], rows)
 
 
 def middle_table(outcomes: Sequence[Outcome]) -> str:

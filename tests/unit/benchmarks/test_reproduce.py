@@ -86,7 +86,7 @@ def test_every_arm_and_seed_is_a_run_of_its_own() -> None:
 def test_the_cost_of_a_part_is_beside_plain() -> None:
     row = _row(cost_table(OUTCOMES, FLOPS), "dropout only")
     assert row[2] == "**+0.100 ± 0.000**"
-    assert row[4] == "1.01"
+    assert row[5] == "1.01"
     assert _row(cost_table(OUTCOMES, FLOPS), "plain")[2] == "-"
 
 
