@@ -22,6 +22,7 @@ from benchmarks.reproduce.decode import sweep
 from benchmarks.reproduce.gather import Drafted, read_sweep
 from benchmarks.reproduce.pictures import save_before_and_after
 from benchmarks.reproduce.publish import marked
+from benchmarks.reproduce.train import finished_steps
 from configs.command import ROOT, run_command
 from configs.load import load
 from data_pipelines.loader import open_split
@@ -61,7 +62,8 @@ def main(words: list[str]) -> None:
     config = load(PretrainConfig, CONFIG, words)
     data = prepare_data(config.data)
     write_held_out(data, folder)
-    train(words)
+    if finished_steps(config) < config.steps:
+        train(words)
     for name, model in ((BEFORE, source), (AFTER, config.run_folder)):
         export(model, folder / name)
     scores = {name: score(folder / name, folder) for name in (BEFORE, AFTER)}
@@ -105,7 +107,7 @@ def write_held_out(data: Path, folder: Path) -> None:
 
 
 def train(words: Sequence[str]) -> None:
-    """Train to the last step; a finished run is left as it is."""
+    """Train to the last step, going on with what was interrupted."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     _run([*torchrun, "-m", "trainer", CONFIG, *words])
 

@@ -14,6 +14,7 @@ from benchmarks.reproduce.arms import CONFIG, Job
 from configs.command import ROOT
 from parallel.checkpoint import read_state
 from parallel.publish import latest
+from trainer.config import PretrainConfig
 from trainer.metrics import FILE_NAME
 from trainer.run_folder import checkpoints_folder
 
@@ -27,7 +28,7 @@ def train_all(jobs: Sequence[Job], *, at_once: int) -> None:
     Raises:
         RuntimeError: if one fails; the others that run are ended, and save.
     """
-    waiting = [job for job in jobs if finished_steps(job) < job.config.steps]
+    waiting = [job for job in jobs if finished_steps(job.config) < job.config.steps]
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     total = sum(job.config.steps for job in jobs)
     with tqdm(total=total, unit="step", desc="training", dynamic_ncols=True) as bar:
@@ -66,11 +67,11 @@ def _check(job: Job, process: subprocess.Popen[bytes]) -> None:
         lines = (job.folder / LOG).read_text(errors="replace").splitlines()
         said = next((line for line in reversed(lines) if "error: " in line), "it said nothing")
         raise RuntimeError(f"{job.folder} stopped ({said}): see {job.folder / LOG}, and try again")
-    if process.poll() == 0 and finished_steps(job) < job.config.steps:
+    if process.poll() == 0 and finished_steps(job.config) < job.config.steps:
         raise RuntimeError(f"{job.folder} was ended before its last step: run it again to go on")
 
 
-def finished_steps(job: Job) -> int:
+def finished_steps(config: PretrainConfig) -> int:
     """Return the step of a run's newest checkpoint; 0 without one."""
-    newest: Path | None = latest(checkpoints_folder(job.config))
+    newest: Path | None = latest(checkpoints_folder(config))
     return 0 if newest is None else int(read_state(newest)["step"])
