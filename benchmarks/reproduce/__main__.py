@@ -14,7 +14,7 @@ from benchmarks.reproduce.arms import Job, jobs
 from benchmarks.reproduce.decode import sweep_all, write_prompts
 from benchmarks.reproduce.gather import Outcome, outcome
 from benchmarks.reproduce.pictures import save_decoding, save_exits, save_middle
-from benchmarks.reproduce.publish import marked
+from benchmarks.reproduce.publish import options_of, write_tables
 from benchmarks.reproduce.tables import (
     cost_table,
     curricula_table,
@@ -45,13 +45,10 @@ def main(words: list[str]) -> None:
     outcomes = [outcome(job.arm.name, job.seed, job.folder) for job in found]
     shape = model_config(found[0].config)
     tables = tables_of(outcomes, flops_of(found), shape)
-    for name, table in tables.items():
-        (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
-        print(f"\n{name}\n\n{table}")
+    page = Path(options["page"]) if "page" in options else None
+    write_tables(tables, folder, page)
     draw(outcomes, shape, folder)
-    if "page" in options:
-        page = Path(options["page"])
-        page.write_text(marked(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    if page is not None:
         draw(outcomes, shape, page.parent)
 
 
@@ -61,14 +58,8 @@ def parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
     Raises:
         ValueError: if at_once is not a number above 0.
     """
-    options = {"folder": FOLDER, "at_once": "2"}
-    overrides = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in ("folder", "at_once", "page"):
-            options[key] = value
-        else:
-            overrides.append(word)
+    given, overrides = options_of(words, ("folder", "at_once", "page"))
+    options = {"folder": FOLDER, "at_once": "2"} | given
     if not options["at_once"].isdigit() or options["at_once"] == "0":
         raise ValueError(f"at_once={options['at_once']} must be a number, 1 or more")
     return options, overrides

@@ -20,12 +20,12 @@ DRAFTS = (2, 4, 6)
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 48, 64
 
 
-def write_prompts(data_folder: Path, path: Path) -> None:
+def write_prompts(
+    data_folder: Path, path: Path, *, count: int = NUM_PROMPTS, length: int = PROMPT_TOKENS
+) -> None:
     """Write how documents of the validation split begin, as .jsonl; the same file each time."""
     tokenizer = load_tokenizer(data_folder / TOKENIZER_FOLDER)
-    chosen = held_out_prompts(
-        open_split(data_folder, "valid"), count=NUM_PROMPTS, length=PROMPT_TOKENS
-    )
+    chosen = held_out_prompts(open_split(data_folder, "valid"), count=count, length=length)
     lines = [json.dumps({"prompt": tokenizer.decode(ids)}) + "\n" for ids in chosen]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")

@@ -28,8 +28,6 @@ class Outcome:
     seed: int
     losses: dict[int, dict[int, float]]
     """Validation step -> exit -> nats a token."""
-    tokens: int
-    """Seen in training."""
     tokens_a_step: int
     drafts: dict[tuple[int, int], Drafted]
     """(exit, draft length) -> what it gave; empty until it is swept."""
@@ -55,7 +53,6 @@ def outcome(arm: str, seed: int, folder: Path) -> Outcome:
         arm=arm,
         seed=seed,
         losses=valid,
-        tokens=train[-1]["tokens_seen"],
         tokens_a_step=train[-1]["tokens_seen"] // train[-1]["step"],
         drafts=read_sweep(folder / SWEEP),
     )

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lines import text_table
-from benchmarks.prompts import held_out_prompts
-from benchmarks.reproduce.decode import sweep
+from benchmarks.reproduce.decode import sweep, write_prompts
 from benchmarks.reproduce.gather import Drafted, read_sweep
 from benchmarks.reproduce.pictures import save_before_and_after
-from benchmarks.reproduce.publish import marked
+from benchmarks.reproduce.publish import options_of, write_tables
 from benchmarks.reproduce.train import finished_steps
 from configs.command import ROOT, run_command
 from configs.load import load
@@ -69,36 +68,23 @@ def main(words: list[str]) -> None:
     scores = {name: score(folder / name, folder) for name in (BEFORE, AFTER)}
     drafts = {name: decode(folder / name, folder) for name in (BEFORE, AFTER)}
     tables = {"smollm2": scores_table(scores), "smollm2_decoding": drafts_table(drafts)}
-    for name, table in tables.items():
-        (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
-        print(f"\n{name}\n\n{table}")
+    write_tables(tables, folder, page)
     save_before_and_after(scores, drafts, folder / "results_smollm2.png")
     if page is not None:
-        text = page.read_text(encoding="utf-8")
-        page.write_text(marked(text, tables), encoding="utf-8")
         save_before_and_after(scores, drafts, page.parent / "results_smollm2.png")
 
 
 def parse(words: Sequence[str]) -> tuple[Path, Path | None, list[str]]:
     """Return the folder, the page if there is one, and the overrides of the training config."""
-    options, overrides = {"folder": FOLDER}, []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in ("folder", "page"):
-            options[key] = value
-        else:
-            overrides.append(word)
+    options, overrides = options_of(words, ("folder", "page"))
     page = Path(options["page"]) if "page" in options else None
-    return Path(options["folder"]), page, overrides
+    return Path(options.get("folder", FOLDER)), page, overrides
 
 
 def write_held_out(data: Path, folder: Path) -> None:
     """Write prompts and a text out of the validation split."""
     tokenizer, split = load_tokenizer(data / TOKENIZER_FOLDER), open_split(data, "valid")
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = held_out_prompts(split, count=NUM_PROMPTS, length=PROMPT_TOKENS)
-    lines = [json.dumps({"prompt": tokenizer.decode(ids)}) + "\n" for ids in chosen]
-    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_prompts(data, folder / "prompts.jsonl", count=NUM_PROMPTS, length=PROMPT_TOKENS)
     rows = min(len(split), TEXT_TOKENS // WINDOW)
     ids, _ = split.rows(np.arange(rows))  # (N, S + 1)
     (folder / "held_out.txt").write_text(

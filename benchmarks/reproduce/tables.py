@@ -62,12 +62,7 @@ def _cost_table(
             losses, others = ([each.last[e] for each in some] for some in (found, plain))
             change = "-" if arm is PLAIN else signed(difference(losses, others))
             row += [_perplexity(losses), change]
-        rows.append(
-            [
-                *row,
-                f"{flops[arm.name] / flops[PLAIN.name]:.2f}",
-            ]
-        )
+        rows.append([*row, f"{flops[arm.name] / flops[PLAIN.name]:.2f}"])
     columns = [f"perplexity, exit {last}", "nats over plain", f"exit {middle}", "nats over plain"]
     return text_table(["trained with", *columns, "FLOPs of plain"], rows)
 

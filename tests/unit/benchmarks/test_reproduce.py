@@ -26,7 +26,7 @@ def _outcome(arm: str, seed: int, *, loss: float, speedup: float = 1.0) -> Outco
     drafts = {
         (e, k): Drafted(0.9 - 0.1 * k, speedup + 0.01 * e, True) for e in (1, 2) for k in (2,)
     }
-    return Outcome(arm, seed, {10: last}, tokens=1000, tokens_a_step=100, drafts=drafts)
+    return Outcome(arm, seed, {10: last}, tokens_a_step=100, drafts=drafts)
 
 
 OUTCOMES = [
