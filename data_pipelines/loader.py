@@ -112,7 +112,7 @@ class Loader:
         num_microbatches: int,
         documents: bool,
     ) -> None:
-        """Args: see below.
+        """Keep what decides every batch; nothing is read yet.
 
         Args:
             split: the sequences.

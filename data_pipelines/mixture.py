@@ -60,7 +60,7 @@ class MixtureLoader:
         documents: bool,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Args: see below.
+        """Keep what decides every batch; a stream is opened when it is first read.
 
         Args:
             sources: in the order of their names.

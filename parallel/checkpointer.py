@@ -61,7 +61,7 @@ class Checkpointer:
         asynchronous: bool,
         spared: Spared = spare_none,
     ) -> None:
-        """Args: see below.
+        """Make the group and, for background saves, the memory that they write from.
 
         Args:
             checkpoints: the folder.

@@ -4,15 +4,15 @@ Lines are only ever appended, by one process at a time. A checkpoint is known by
 has a line is not evaluated again.
 """
 
-import errno
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from parallel.json_lines import append_line
 
 FILE_NAME = "evaluations.jsonl"
 LOCK_SECONDS = 10.0
@@ -85,11 +85,7 @@ class EvaluationLog:
         Raises:
             OSError: if there is no room for it; nothing of it remains then.
         """
-        row = (json.dumps({"step": step, **found}) + "\n").encode()
-        before = self._file.seek(0, os.SEEK_END)
-        if self._file.write(row) != len(row):
-            self._file.truncate(before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        append_line(self._file, self.path, {"step": step, **found})
 
     def __enter__(self) -> Self:
         return self

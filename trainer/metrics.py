@@ -4,12 +4,12 @@ Exits are named 1..L, L being the real output; layers 0..L-1. A step is a finish
 """
 
 import dataclasses
-import errno
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from parallel.json_lines import append_line
 
 FILE_NAME = "metrics.jsonl"
 PER_EXIT = (
@@ -134,7 +134,6 @@ class MetricsWriter:
                 f"{self.path} holds the metrics of another run: resume that run, or choose "
                 "another run_folder"
             )
-        # Unbuffered: each line is one write, so a killed run tears at most its last line.
         self._file = self.path.open("ab", buffering=0)
 
     def train(self, metrics: StepMetrics) -> None:
@@ -150,25 +149,12 @@ class MetricsWriter:
         self._write("spike", metrics)
 
     def _write(self, kind: str, metrics: StepMetrics | ValidMetrics | SpikeMetrics) -> None:
-        line = {"kind": kind} | _json_ready(dataclasses.asdict(metrics))
-        row = (json.dumps(line, allow_nan=False) + "\n").encode()
-        if self._file.write(row) != len(row):  # a disk may fill in the middle of a line
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        line = {"kind": kind} | dataclasses.asdict(metrics)
+        append_line(self._file, self.path, line)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _json_ready(value: Any) -> Any:
-    """Replace what JSON has no word for: a float that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

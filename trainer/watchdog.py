@@ -42,7 +42,7 @@ class Watchdog:
     def __init__(
         self, run_folder: Path, world: World, *, seconds: float, long_seconds: float
     ) -> None:
-        """Args: see below.
+        """Make ready; entering the context begins the watch.
 
         Args:
             run_folder: where failures are written.

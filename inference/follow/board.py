@@ -20,7 +20,7 @@ class EvaluationBoard:
     """Writes event files; when a call returns all of it is on disk."""
 
     def __init__(self, folder: Path, *, after: int) -> None:
-        """Args: see below.
+        """Keep where to write; each exit's file is opened with its first number.
 
         Args:
             folder: the run's `tensorboard/`.
