@@ -4,6 +4,8 @@ Letters: B rows, S positions, N = B * S, C documents of equal length n, H query 
 E head width.
 """
 
+from collections.abc import Callable
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -26,13 +28,20 @@ def attend_inside(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tens
         documents: of the B rows.
     """
     if documents.blocks is not None:
-        return _flex(q, k, v, documents.blocks)
+        return _compiled_flex()(q, k, v, documents.blocks)
     stream = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (N, H or G, E)
     out: Tensor = _each_document(*stream, documents.ids)[0]  # (N, H, E)
     return torch.unflatten(out, 0, documents.ids.shape).transpose(1, 2)  # (B, H, S, E)
 
 
-@torch.compile
+@cache
+def _compiled_flex() -> Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]:
+    """Return `_flex`, compiled: only where it is called, as a decorator would import the compiler,
+    two seconds, into every command.
+    """
+    return torch.compile(_flex)
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
     out = flex_attention(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
     assert isinstance(out, Tensor)
