@@ -27,13 +27,17 @@ meaning() {
 
 # One line for the rank that ended first: who, how, and what it said.
 first_error() {
-  local exit=$1 rank code said
+  local exit=$1 rank code said report
   if [[ -z $exit ]]; then
     echo "no rank could say how it ended: a node is gone, or torchrun failed (see the logs of nodes)"
     return
   fi
   rank=${exit#*.} code=${exit##*.} rank=${rank%.*}
   said=$(grep -h 'error: ' "$LOGS/rank-$rank.log" 2> /dev/null | tail -n 1) || true
+  report=${LOGS%/logs/*}/failures/rank-$rank.txt # has room kept for it where logs have none any more
+  if [[ -z $said && $report -nt $LOGS ]]; then
+    said=$(sed -n 's/^reason: //p' "$report" | tail -n 1)
+  fi
   if [[ -z $said ]] && ((code > 128)); then
     said="ended by signal $((code - 128)), without a word: killed from outside, or out of memory"
   fi

@@ -11,6 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from models.plan import LayerPlan
@@ -23,6 +24,8 @@ REASON = "reason: "
 """Begins the line of a report that others quote."""
 LOST = 75
 """The exit code when ranks wait for one another in vain (EX_TEMPFAIL: starting again may help)."""
+ROOM_BYTES = 1 << 15
+"""Kept free for a report, in a file that gives way to it: a disk that fills up ends runs, too."""
 WAIT_SECONDS = 5.0
 """How long a dying rank waits for the reports of the others, to say which are missing."""
 
@@ -38,6 +41,9 @@ class FailureFile:
         if self.path.is_file() and self.path.stat().st_size:
             self.path.replace(self.path.with_suffix(".previous.txt"))
         self.file = self.path.open("wb", buffering=0)
+        self._room = self.path.with_suffix(".room")
+        with suppress(OSError):
+            self._room.write_bytes(os.urandom(ROOM_BYTES))  # zeros might take no room
         self._had_handler = faulthandler.is_enabled()
         faulthandler.enable(self.file)  # an abort in C++ writes its stacks here
 
@@ -50,7 +56,7 @@ class FailureFile:
     ) -> None:
         """Append a report: the reason, what the rank was doing, its last plans, all stacks.
 
-        Where it cannot be written, as on a full disk, that is only logged: the reason matters more.
+        Where it cannot be written, that is only logged: the reason matters more.
         """
         now, host = time.strftime("%Y-%m-%d %H:%M:%S"), socket.gethostname()
         lines = [
@@ -64,6 +70,7 @@ class FailureFile:
         ]
         if error is not None:
             lines += ["error:", *"".join(traceback.format_exception(error)).splitlines()]
+        self._room.unlink(missing_ok=True)
         if self._append("\n".join([*lines, "stacks of all threads:", ""])):
             faulthandler.dump_traceback(self.file, all_threads=True)
             os.fsync(self.file.fileno())
@@ -125,6 +132,7 @@ class FailureFile:
         if self._had_handler:
             faulthandler.enable()
         self.file.close()
+        self._room.unlink(missing_ok=True)
         if not self.path.stat().st_size:
             self.path.unlink()
             try:

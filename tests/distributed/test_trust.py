@@ -1,9 +1,7 @@
 """What all ranks find, say and do alike about checkpoints and the disk they are on."""
 
 import logging
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from parallel.config import ParallelConfig
 from parallel.publish import checkpoints_in, latest, step_of
 from parallel.verified import good_checkpoint, verify
 from parallel.world import start
+from tests.disks import small_disk
 from tests.distributed.recipe import engine_steps, make_engine, model_config
 from tests.ranks import RankError, run_ranks
 from tests.saved import flip, plant, save
@@ -81,17 +80,10 @@ def test_all_ranks_go_back_to_the_same_good_checkpoint_and_one_says_so(saved: Pa
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for two checkpoints of the recipe's model and half of a third."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)]
-    if subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Has room for two checkpoints of the recipe's model and half of a third."""
+    with small_disk(tmp_path / "disk", 16) as mounted:
+        yield mounted
 
 
 def _fill_the_disk(disk: str, asynchronous: bool) -> tuple[list[int], str, int]:
@@ -129,10 +121,8 @@ def _fill_the_disk(disk: str, asynchronous: bool) -> tuple[list[int], str, int]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_leaves_saves_out_until_there_is_room(
-    small_disk: Path, asynchronous: bool
-) -> None:
-    first, second = run_ranks(_fill_the_disk, str(small_disk), asynchronous, world=2)
+def test_a_full_disk_leaves_saves_out_until_there_is_room(disk: Path, asynchronous: bool) -> None:
+    first, second = run_ranks(_fill_the_disk, str(disk), asynchronous, world=2)
     there, message, newest = first
     assert first == second
     assert 1 <= len(there) < 8
@@ -157,9 +147,9 @@ def _fill_while_writing(disk: str) -> None:
     saver.save(1, {}, write_extras, may_be_left_out=True)
 
 
-def test_nothing_is_left_of_a_save_for_which_the_room_ended(small_disk: Path) -> None:
-    run_ranks(_fill_while_writing, str(small_disk), world=2)
-    assert list((small_disk / "checkpoints").iterdir()) == []
+def test_nothing_is_left_of_a_save_for_which_the_room_ended(disk: Path) -> None:
+    run_ranks(_fill_while_writing, str(disk), world=2)
+    assert list((disk / "checkpoints").iterdir()) == []
 
 
 def test_an_error_that_is_no_lack_of_room_is_not_passed_over(tmp_path: Path) -> None:

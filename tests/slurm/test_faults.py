@@ -1,11 +1,11 @@
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disks import small_disk
 from tests.e2e.runs import curve
 from tests.slurm.cluster import Cluster, cluster, wait_until
 from tests.slurm.jobs import EVERY, LONG, newest_step, outage, submit
@@ -106,23 +106,20 @@ def test_the_run_survives_the_death_of_each_node(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 24) as mounted:
+        yield mounted
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_room_lets_it_go_on(
-    slurm: Cluster, here: Path, config: Path, unbroken: Path, tmp_path: Path, small_disk: Path
+    slurm: Cluster, here: Path, config: Path, unbroken: Path, tmp_path: Path, disk: Path
 ) -> None:
-    run = small_disk / "run"
+    run = disk / "run"
     arguments = (slurm, "pretrain", str(config), f"run_folder={run}")
     job = submit(*arguments, cwd=here, run=run)
     job.wait_for_step(EVERY + 2)
-    filler = small_disk / "filler"
-    left = shutil.disk_usage(small_disk).free
+    filler = disk / "filler"
+    left = shutil.disk_usage(disk).free
     filler.write_bytes(bytes(left - (1 << 16)))  # room for logs and metrics, not for a checkpoint
     assert job.wait() == "FAILED"
     assert job.restarts == 0

@@ -87,6 +87,28 @@ def test_a_mistake_fails_with_one_line_and_is_not_requeued(
     assert "Traceback" not in job.said
 
 
+def test_checkpoints_are_evaluated_beside_a_job_that_is_requeued(
+    slurm: Cluster, here: Path, config: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (here / "prompts.txt").write_text("def f(\nreturn x\n")
+    section = "{every: 10, exits: [2, 4], prompts: prompts.txt, max_new_tokens: 8}"
+    arguments = (str(config), f"run_folder={run}", f"evaluate={section}")
+    job = submit(slurm, "pretrain", *arguments, cwd=here, run=run)
+    job.wait_for_step(22)
+    urgent = ("sbatch", "--parsable", "--partition=high", "--nodes=2", "--wrap", "srun sleep 5")
+    slurm.run(*urgent, cwd=tmp_path)
+    assert job.wait() == "COMPLETED", job.said
+    assert job.restarts == 1
+    assert curve(run) == curve(unbroken)
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps))
+    assert {STEPS} < set(steps) <= set(range(10, STEPS + 1, 10))
+    assert all(line["exits"]["2"]["acceptance"] is not None for line in lines)
+    wait_until(lambda: not slurm.processes(), 60, "nothing is left behind")
+
+
 def test_a_job_that_is_cancelled_stays_so(
     slurm: Cluster, here: Path, config: Path, tmp_path: Path
 ) -> None:

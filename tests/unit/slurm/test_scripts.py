@@ -106,6 +106,17 @@ def test_the_cause_is_told_in_the_words_of_the_rank(tmp_path: Path) -> None:
     assert said.endswith("rank 3 ended first, with code 1: [rank 3] error: step 7: loss is nan")
 
 
+def test_where_the_log_was_cut_off_the_report_of_this_start_is_quoted(tmp_path: Path) -> None:
+    logs, report = tmp_path / "logs" / "17.0", tmp_path / "failures" / "rank-3.txt"
+    for folder in (logs / "exits", report.parent):
+        folder.mkdir(parents=True)
+    (logs / "rank-3.log").write_text("== rank 3\n[rank 3] step 6\n")
+    report.write_text("==== now\nreason: the disk is full\nstacks:\nreason = 1\n")
+    assert exits(tmp_path, "0.3.1").endswith("with code 1: the disk is full")
+    os.utime(report, (0, 0))
+    assert exits(tmp_path, "0.3.1").endswith("with code 1: it said nothing")
+
+
 def test_a_killed_rank_has_no_words_and_its_signal_is_told(tmp_path: Path) -> None:
     said = exits(tmp_path, "0.12.137", "0.0.75")
     assert "rank 12 ended first, with code 137: ended by signal 9, without a word" in said

@@ -1,9 +1,12 @@
 import os
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.plan import dropped, full
+from tests.disks import small_disk
 from trainer.failures import FailureFile, plan_line
 
 
@@ -65,3 +68,17 @@ def test_a_report_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
         file.write("the real reason", "step 1", [])
         assert file.others(0.0) == "there is no other rank"
         file.close()
+
+
+def test_a_report_has_room_where_nothing_else_has(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        file = FailureFile(disk, 0, 1)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free))
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "more").write_bytes(b"x")
+        file.write("the disk is full", "step 7", [full(2)], ValueError("no room"))
+        file.close()
+        text = (disk / "failures" / "rank-0.txt").read_text()
+    assert "reason: the disk is full" in text
+    assert "in test_a_report_has_room_where_nothing_else_has" in text
