@@ -165,7 +165,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer: Tokenizer = _load_sentencepiece(local)
     elif _is_sentencepiece_folder(local):
         tokenizer = _load_sentencepiece(local / MODEL_FILE)
-    elif local.exists() or _may_be_hub_id(local):
+    elif local.exists() or may_be_hub_id(local):
         tokenizer = _load_hugging_face(str(path))
     else:
         raise ValueError(f"tokenizer {path}: there is no such file or folder")
@@ -198,7 +198,7 @@ def _is_sentencepiece_folder(folder: Path) -> bool:
     return to_hugging_face(model.read_bytes()) == backend.read_text(encoding="utf-8")
 
 
-def _may_be_hub_id(path: Path) -> bool:
+def may_be_hub_id(path: Path) -> bool:
     """Whether what is not here may be NAME or OWNER/NAME of the hub: asking it takes its time."""
     names_a_file = path.is_absolute() or path.suffix == ".model" or len(path.parts) > 2
     beside_something = len(path.parts) == 2 and path.parent.exists()

@@ -147,6 +147,7 @@ not under Slurm, nothing is run. sbatch slurm/$1.sh ${*:2}
   code    $FOLDER/code/JOB, copied at the job's first start (bash slurm/submit.sh copies at once)
   logs    $RUN/logs/JOB.RESTART/rank-N.log; rank 0's also in the job's output
 END
+  [[ -z ${MISSING:-} ]] || echo "  missing $MISSING: not on this machine, and the job would fail without"
   if [[ $1 == sweep ]]; then
     echo "  settings, for sbatch --array 0-$((${#SETTINGS[@]} - 1)) slurm/sweep.sh ...:"
     for i in "${!SETTINGS[@]}"; do echo "    $i  ${SETTINGS[i]}"; done

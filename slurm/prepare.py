@@ -17,6 +17,7 @@ from pathlib import Path
 
 from configs.command import ROOT, run_command
 from configs.load import load
+from data_pipelines.missing import missing_files
 from inference.parse import parse_generate
 from slurm.settings import folder_name, read_settings
 from trainer.config import PretrainConfig
@@ -157,6 +158,7 @@ def _training(
         "RUN": str(run),
         "STEPS": str(config.steps),
         "COMMAND": ["trainer", copied, *overrides],
+        "MISSING": ", ".join(missing_files(config.data)),
     }
 
 

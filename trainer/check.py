@@ -5,6 +5,7 @@ import os
 import torch
 
 from configs.load import to_yaml
+from data_pipelines.missing import missing_files
 from models.config import LlamaConfig
 from models.flops import count_parameters
 from models.llama import Llama
@@ -51,6 +52,7 @@ def check_report(config: PretrainConfig) -> str:
         _schedule(config, model, sharding, parts),
         _whole_run(config, model, sharding, parts),
         _evaluations(config),
+        _missing(config),
     )
     return "\n".join((to_yaml(config), *sections))
 
@@ -204,3 +206,9 @@ def _evaluations(config: PretrainConfig) -> str:
         f"evaluations: {count}, every {section.every} steps and at the end, at exits {exits}, on "
         f"device {section.device} beside rank 0; up to {most} checkpoints on the disk\n"
     )
+
+
+def _missing(config: PretrainConfig) -> str:
+    """Say which files the run would look for in vain, if it started here and now."""
+    names = missing_files(config.data)
+    return f"not here, and the run would stop without: {', '.join(names)}\n" if names else ""

@@ -34,6 +34,9 @@ def test_without_slurm_a_script_says_what_it_would_do() -> None:
     assert "code/JOB/config.yaml steps=40" in said
     assert "2 ranks a node" in said
     assert "until   step 40" in said
+    assert "missing" not in said
+    said = bash("bash slurm/pretrain.sh configs/pretrain/llama_1.5b.yaml", RANKS_PER_NODE="8")
+    assert "data.tokenizer.path=tokenizer.model: not on this machine" in said
 
 
 def test_ranks_are_the_gpus_of_a_node_and_share_its_cores() -> None:

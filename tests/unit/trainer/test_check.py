@@ -47,6 +47,25 @@ def test_a_shard_size_that_does_not_divide_the_ranks_is_refused(tmp_path, monkey
         report(tmp_path, monkeypatch, "parallel.fsdp.shard_size=3", ranks=4)
 
 
+def test_files_that_are_not_here_are_named(tmp_path, monkeypatch):
+    assert "not here" not in report(tmp_path, monkeypatch)
+    source = "data.source={stdlib: null, files: {path: nowhere/texts}}"
+    text = report(
+        tmp_path, monkeypatch, source, "data.tokenizer={sentencepiece: null, path: nowhere.model}"
+    )
+    line = "data.source.files.path=nowhere/texts, data.tokenizer.path=nowhere.model"
+    assert text.endswith(f"not here, and the run would stop without: {line}\n")
+    mixed = "{here: {weight: 1, stdlib: {}}, away: {weight: 1, files: {path: nowhere}}}"
+    changes = (
+        "data.source=null",
+        f"data.mixture={mixed}",
+        "data.tokenizer={sentencepiece: null, path: o/name}",
+    )
+    assert "without: data.mixture.away.files.path=nowhere\n" in report(
+        tmp_path, monkeypatch, *changes
+    )
+
+
 def test_precision_and_sharding_reach_the_cost_model(tmp_path):
     config = load(
         PretrainConfig,
