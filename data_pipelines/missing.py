@@ -17,6 +17,10 @@ def missing_files(config: DataConfig) -> list[str]:
             key = "data.source" if config.mixture is None else f"data.mixture.{name}"
             found.append(f"{key}.files.path={source.files.path}")
     tokenizer = config.tokenizer.path
-    if tokenizer is not None and not Path(tokenizer).exists() and not may_be_hub_id(Path(tokenizer)):
+    if (
+        tokenizer is not None
+        and not Path(tokenizer).exists()
+        and not may_be_hub_id(Path(tokenizer))
+    ):
         found.append(f"data.tokenizer.path={tokenizer}")
     return found

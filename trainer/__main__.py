@@ -12,6 +12,7 @@ from trainer.check import check_report
 from trainer.config import PretrainConfig
 from trainer.evaluation import evaluating
 from trainer.loop import train
+from trainer.signals import stop_with_launcher
 
 USAGE = """usage: torchrun --nproc-per-node N -m trainer CONFIG [key=value ...]
        python -m trainer CONFIG [key=value ...]           on one process
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> None:
     if "--check" in flags:
         sys.stdout.write(check_report(config))
         return
+    stop_with_launcher()
     try:
         world = start(
             device=config.parallel.device, timeout_seconds=config.parallel.long_timeout_seconds

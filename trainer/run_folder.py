@@ -3,7 +3,9 @@
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
+import socket
 import subprocess
 from pathlib import Path
 from typing import TextIO
@@ -45,23 +47,27 @@ def check_resumable(config: PretrainConfig) -> None:
 def claim(config: PretrainConfig) -> TextIO:
     """Make the run folder and lock it for as long as the returned file is open.
 
-    A launcher that is killed outright leaves its workers running; a second run in the same folder
-    would then delete the first one's checkpoints.
+    A second run in the same folder would delete the first one's checkpoints.
 
     Raises:
         RuntimeError: if another process trains in it.
     """
     folder = Path(config.run_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("a")
+    file = (folder / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.seek(0)
+        holder = file.read()[:200].strip() or "another process"
         file.close()
         raise RuntimeError(
-            f"another process is training in run_folder {folder}: wait for it, end it, or choose "
-            "another run_folder"
+            f"{holder} is training in run_folder {folder}: wait for it, end it, or choose another "
+            "run_folder"
         ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
     return file
 
 

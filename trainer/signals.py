@@ -1,10 +1,26 @@
 """SIGTERM and SIGUSR1 ask for a clean end: a checkpoint after the current step, as a rule."""
 
+import ctypes
 import logging
+import os
 import signal
 from types import FrameType
 
 logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl (prctl.h)."""
+
+
+def stop_with_launcher() -> None:
+    """Have this process sent SIGTERM when its parent ends, if that is torchrun; on Linux only.
+
+    A torchrun that is killed outright, or by a signal that it does not handle, cannot tell its
+    ranks, which would train on with nobody to watch them.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopRequest:

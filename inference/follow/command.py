@@ -49,10 +49,12 @@ def run(model: str, overrides: Sequence[str], open_model: Open) -> None:
     if config.parent is not None:
         work_for(config.parent)
     with EvaluationLog(folder) as log:
-        done = max(evaluated_steps(folder), default=0)
-        with EvaluationBoard(folder / "tensorboard", after=done) as board:
+        before = evaluated_steps(folder)
+        with EvaluationBoard(folder / "tensorboard", after=max(before, default=0)) as board:
             while (step := _next(config, folder, until)) is not None:
                 _evaluate(config, folder, step, prompts, manager, open_model, log, board)
+    if evaluated_steps(folder) == before:
+        logger.info("nothing was left to evaluate: see %s", log.path)
     _say_missed(config, folder, until)
 
 

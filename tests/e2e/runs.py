@@ -55,10 +55,14 @@ def torchrun(
     )
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that the main thread of a process has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def kill(process: "subprocess.Popen[str]") -> None:
     """Kill the launcher and its workers, which torchrun puts into sessions of their own."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in (*map(int, children), process.pid):
+    for pid in (*children(process.pid), process.pid):
         os.kill(pid, signal.SIGKILL)
     process.wait()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallel.checkpoint import latest
-from tests.e2e.runs import STEPS, curve, train, wait_for_step, write_config
+from tests.e2e.runs import STEPS, children, curve, train, wait_for_step, write_config
 from tests.streams import write_documents, write_questions
 
 pytestmark = pytest.mark.e2e
@@ -51,8 +51,7 @@ def run_and_kill(arguments: list[str], run: Path, *, ranks: int) -> None:
         finally:
             os._exit(1)
     wait_for_step(run, 5)
-    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for each in (pid, *map(int, workers)):
+    for each in (pid, *children(pid)):
         os.kill(each, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert curve(run)[-1]["step"] < STEPS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallel import zero  # noqa: F401  # imported once, before ranks are forked
-from tests.e2e.runs import STEPS, curve, torchrun, train, wait_for_step, write_config
+from tests.e2e.runs import STEPS, children, curve, torchrun, train, wait_for_step, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -62,8 +62,7 @@ def test_a_run_over_one_two_four_ranks_and_back_has_the_curve_of_one_rank(
 
 def workers(launcher: int) -> list[int]:
     """Return the processes that torchrun has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"trainer" in _command(pid)]
+    return [pid for pid in children(launcher) if b"trainer" in _command(pid)]
 
 
 def _command(pid: int) -> bytes:

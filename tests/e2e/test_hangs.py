@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.loader import Batch, Loader
-from tests.e2e.runs import curve, torchrun, wait_for_step, write_config
+from tests.e2e.runs import children, curve, torchrun, wait_for_step, write_config
 from tests.ranks import RankError, run_ranks
 from trainer import watchdog
 from trainer.__main__ import main
@@ -28,10 +28,9 @@ def config(folder: Path, **parallel: float) -> str:
 
 def worker(launcher: "subprocess.Popen[str]", rank: int) -> int:
     """Return the process of a rank that torchrun has started."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    for pid in children:
+    for pid in children(launcher.pid):
         if f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes():
-            return int(pid)
+            return pid
     raise AssertionError(f"no rank {rank}")
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     path = str(write_config(tmp_path))
     with claim(load(PretrainConfig, path)):
         message = rank_refusal([path], 1)
-    assert "another process is training in run_folder" in message
+    assert f"process {os.getpid()} on {socket.gethostname()} is training in run_folder" in message
 
 
 def test_resume_never_does_not_touch_a_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from safetensors.torch import load_file
 
 from inference.load import load as load_for_inference
 from parallel.publish import latest
-from tests.e2e.runs import STEPS, curve, kill, torchrun, train, wait_for_step, write_config
+from tests.e2e.runs import (
+    STEPS,
+    children,
+    curve,
+    kill,
+    torchrun,
+    train,
+    wait_for_step,
+    write_config,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -60,6 +70,25 @@ def test_a_run_killed_at_any_step_and_resumed_gives_the_same_curve(
     same_as(tmp_path, unbroken)
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+def test_ranks_save_and_end_when_their_launcher_is_gone(tmp_path: Path, name: str) -> None:
+    config = [str(write_config(tmp_path, steps=2000, checkpoint={"every": 2000}))]
+    process, run = torchrun(config), tmp_path / "run"
+    wait_for_step(run, 2)
+    ranks = children(process.pid)
+    os.kill(process.pid, getattr(signal, name))
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    newest = latest(run / "checkpoints")
+    assert newest is not None
+    steps = [line["step"] for line in curve(run) if line["kind"] == "train"]
+    assert steps == list(range(1, json.loads((newest / "state.json").read_text())["step"] + 1))
+    assert len(steps) < 2000
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_ends_cleanly_and_no_step_is_lost(
     tmp_path: Path, unbroken: Path, name: str
@@ -73,7 +102,7 @@ def test_a_signal_saves_and_ends_cleanly_and_no_step_is_lost(
         except BaseException:
             os._exit(1)
     wait_for_step(tmp_path / "run", 2)
-    worker = int((Path(f"/proc/{pid}/task/{pid}/children")).read_text().split()[0])
+    worker = children(pid)[0]
     os.kill(worker, getattr(signal, name))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     newest = latest(tmp_path / "run" / "checkpoints")

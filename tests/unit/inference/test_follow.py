@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import signal
@@ -77,7 +78,7 @@ def test_an_exit_or_prompt_that_does_not_fit_is_refused(opener: Opener) -> None:
 
 
 def test_each_checkpoint_is_evaluated_once_also_after_a_new_start(
-    run_folder: Path, opener: Opener
+    run_folder: Path, opener: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (10, 15, 20):
         save(run_folder / "checkpoints", step)
@@ -88,6 +89,9 @@ def test_each_checkpoint_is_evaluated_once_also_after_a_new_start(
     run(str(run_folder), keys(run_folder, "every=10"), opener)  # until the run's own last step
     assert [line["step"] for line in lines(run_folder)] == [10, 20, 30]
     assert (run_folder / "evaluations.jsonl").read_bytes().startswith(before)
+    with caplog.at_level(logging.INFO):
+        run(str(run_folder), keys(run_folder, "every=10"), opener)
+    assert caplog.messages == [f"nothing was left to evaluate: see {run_folder}/evaluations.jsonl"]
 
 
 def read(folder: Path) -> EventAccumulator:
