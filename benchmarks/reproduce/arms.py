@@ -53,6 +53,8 @@ class Job:
 
     arm: Arm
     seed: int
+    path: str
+    """Of the config's file."""
     overrides: tuple[str, ...]
     config: PretrainConfig
 
@@ -62,20 +64,43 @@ class Job:
         return Path(self.config.run_folder)
 
 
-def jobs(folder: Path, overrides: tuple[str, ...] = ()) -> list[Job]:
+def named(names: str) -> tuple[Arm, ...]:
+    """Return the arms of these names, which have commas between them.
+
+    Raises:
+        ValueError: if there is none of a name, or plain is not among them.
+    """
+    by_name = {arm.name: arm for arm in ARMS}
+    wanted = names.split(",")
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown or PLAIN.name not in wanted:
+        fault = f"{unknown[0]} is unknown" if unknown else "plain, to compare with, is missing"
+        raise ValueError(f"arms={names}: {fault}; there are {', '.join(by_name)}")
+    return tuple(arm for arm in ARMS if arm.name in wanted)
+
+
+def jobs(
+    folder: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    path: str = CONFIG,
+    arms: tuple[Arm, ...] = ARMS,
+) -> list[Job]:
     """Return all runs, those of one seed together, so that an early stop leaves whole seeds.
 
     Args:
         folder: holds a folder for each arm, with one for each seed.
         overrides: of every run's config, before those of its arm.
+        path: of the config, which is that of the whole recipe.
+        arms: which to train.
 
     Raises:
         ValueError: for an override that the config refuses.
     """
-    return [_job(folder, arm, seed, overrides) for seed in SEEDS for arm in ARMS]
+    return [_job(folder, arm, seed, path, overrides) for seed in SEEDS for arm in arms]
 
 
-def _job(folder: Path, arm: Arm, seed: int, overrides: tuple[str, ...]) -> Job:
+def _job(folder: Path, arm: Arm, seed: int, path: str, overrides: tuple[str, ...]) -> Job:
     words = (
         "batch.micro_size=8",  # each run is a single process here
         *overrides,
@@ -83,4 +108,4 @@ def _job(folder: Path, arm: Arm, seed: int, overrides: tuple[str, ...]) -> Job:
         f"run_folder={folder / arm.name / f'seed_{seed}'}",
         f"seed={seed}",
     )
-    return Job(arm, seed, words, load(PretrainConfig, CONFIG, words))
+    return Job(arm, seed, path, words, load(PretrainConfig, path, words))

@@ -31,17 +31,25 @@ def write_prompts(
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def sweep_all(jobs: Sequence[Job], prompts: Path) -> None:
+def sweep_all(
+    jobs: Sequence[Job], prompts: Path, *, exits: Sequence[int] = EXITS, fuse: bool = True
+) -> None:
     """Measure every run, one after the other so that none disturbs another's clock.
+
+    Args:
+        jobs: which have been trained.
+        prompts: their file.
+        exits: that draft.
+        fuse: whether to decode with the kernels that `generate` takes by itself.
 
     Raises:
         RuntimeError: if one fails; it has said why.
     """
-    overrides = (f"max_new_tokens={NEW_TOKENS}", "stop_at_eos=false")
+    overrides = (f"max_new_tokens={NEW_TOKENS}", "stop_at_eos=false", f"fuse={fuse}".lower())
     for number, job in enumerate(jobs, 1):
         print(f"\ndecoding {number}/{len(jobs)}: {job.arm.title}, seed {job.seed}", flush=True)
         to = job.folder / SWEEP
-        sweep(job.folder, prompts, to, exits=EXITS, drafts=DRAFTS, overrides=overrides)
+        sweep(job.folder, prompts, to, exits=exits, drafts=DRAFTS, overrides=overrides)
 
 
 def sweep(

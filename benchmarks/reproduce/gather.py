@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.reproduce.arms import Arm
 from trainer.metrics import FILE_NAME, read_metrics
 
 SWEEP = "sweep.csv"
@@ -71,6 +72,12 @@ def read_sweep(path: Path) -> dict[tuple[int, int], Drafted]:
             )
             for row in csv.DictReader(file)
         }
+
+
+def trained(outcomes: Iterable[Outcome], arms: Iterable[Arm]) -> list[Arm]:
+    """Return those of the arms of which there are outcomes."""
+    names = {each.arm for each in outcomes}
+    return [arm for arm in arms if arm.name in names]
 
 
 def of_arm(outcomes: Iterable[Outcome], arm: str) -> list[Outcome]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from benchmarks.reproduce.arms import ABLATION, ARMS, Arm
-from benchmarks.reproduce.gather import Drafted, Outcome, of_arm
+from benchmarks.reproduce.gather import Drafted, Outcome, of_arm, trained
 from benchmarks.reproduce.tables import expected
 from models.config import LlamaConfig
 
@@ -31,7 +31,7 @@ def save_exits(outcomes: Sequence[Outcome], path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     exits = sorted(outcomes[0].last)
     for panel, arms in zip(axes, (ABLATION, (*ABLATION[:1], *ARMS[3:])), strict=True):
-        for arm in arms:
+        for arm in trained(outcomes, arms):
             _line(panel, outcomes, arm, exits, lambda each, e: math.exp(each.last[e]))
         panel.set_xlabel("exit")
         _log(panel)
@@ -49,7 +49,7 @@ def save_middle(outcomes: Sequence[Outcome], path: Path) -> None:
     steps = sorted(outcomes[0].losses)
     last = max(outcomes[0].last)
     for panel, e in zip(axes, (last // 2, last), strict=True):
-        for arm in ABLATION:
+        for arm in trained(outcomes, ABLATION):
             _line(
                 panel,
                 outcomes,
@@ -74,7 +74,7 @@ def save_decoding(outcomes: Sequence[Outcome], model: LlamaConfig, path: Path) -
     axes = figure.subplots(1, 2)
     exits = sorted({e for e, _ in outcomes[0].drafts})
     lengths = sorted({k for _, k in outcomes[0].drafts})
-    for arm in ARMS:
+    for arm in trained(outcomes, ARMS):
         middle = lengths[len(lengths) // 2]
         _line(axes[0], outcomes, arm, exits, lambda o, e, k=middle: o.drafts[e, k].acceptance)
         _line(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.lines import text_table
 from benchmarks.reproduce.arms import ABLATION, ARMS, CURRICULA, PLAIN, Arm
-from benchmarks.reproduce.gather import Drafted, Outcome, of_arm
+from benchmarks.reproduce.gather import Drafted, Outcome, of_arm, trained
 from benchmarks.reproduce.intervals import Mean, difference, mean, perplexity
 from models.config import LlamaConfig
 from models.speculation import expected_speedup
@@ -15,7 +15,7 @@ def exits_table(outcomes: Sequence[Outcome]) -> str:
     """Return the perplexity of every exit, for every arm."""
     exits = sorted(outcomes[0].last)
     rows = []
-    for arm in ARMS:
+    for arm in trained(outcomes, ARMS):
         found = of_arm(outcomes, arm.name)
         rows.append([arm.title, *(_perplexity([each.last[e] for each in found]) for e in exits)])
     return text_table(["valid perplexity at exit", *map(str, exits)], rows)
@@ -55,7 +55,7 @@ def _cost_table(
     last = max(plain[0].last)
     middle = last // 2
     rows = []
-    for arm in arms:
+    for arm in trained(outcomes, arms):
         found = of_arm(outcomes, arm.name)
         row = [arm.title]
         for e in (last, middle):
@@ -72,7 +72,7 @@ def middle_table(outcomes: Sequence[Outcome]) -> str:
     steps = sorted(outcomes[0].losses)
     last = max(outcomes[0].last)
     rows = []
-    for arm in ARMS:
+    for arm in trained(outcomes, ARMS):
         found = of_arm(outcomes, arm.name)
         gaps = (
             mean([each.losses[step][last // 2] - each.losses[step][last] for each in found])
@@ -98,7 +98,7 @@ def decoding_table(outcomes: Sequence[Outcome], model: LlamaConfig) -> str:
         model: their shape.
     """
     rows = []
-    for arm in ARMS:
+    for arm in trained(outcomes, ARMS):
         found = of_arm(outcomes, arm.name)
         measured, limit = (
             {s: mean([value(each, s) for each in found]) for s in sorted(found[0].drafts)}
@@ -142,11 +142,9 @@ def _with_half(found: Mean) -> str:
     return f"{found.value:.2f} ± {found.half:.2f}"
 
 
-def grid_table(
-    outcomes: Sequence[Outcome], model: LlamaConfig, arms: Sequence[Arm] = ABLATION
-) -> str:
+def grid_table(outcomes: Sequence[Outcome], model: LlamaConfig) -> str:
     """Return acceptance, speedup where reading is the limit, and as measured, of every setting."""
-    settings = sorted(outcomes[0].drafts)
+    settings, arms = sorted(outcomes[0].drafts), trained(outcomes, ABLATION)
     rows = []
     for e, k in settings:
         row: list[object] = [e, k]

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.launched import last_step
-from benchmarks.reproduce.arms import CONFIG, Job
+from benchmarks.reproduce.arms import Job
 from configs.command import ROOT
 from parallel.checkpoint import read_state
 from parallel.publish import latest
@@ -54,7 +54,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "trainer", CONFIG, *job.overrides],
+            [sys.executable, "-m", "trainer", job.path, *job.overrides],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reproduce.__main__ import parse
-from benchmarks.reproduce.arms import ARMS, PLAIN, SEEDS, jobs
+from benchmarks.reproduce.__main__ import DEFAULTS, main, parse
+from benchmarks.reproduce.arms import ARMS, PLAIN, SEEDS, jobs, named
 from benchmarks.reproduce.gather import Drafted, Outcome, read_sweep
 from benchmarks.reproduce.intervals import difference, mean, perplexity
 from benchmarks.reproduce.publish import marked
@@ -83,6 +83,22 @@ def test_every_arm_and_seed_is_a_run_of_its_own() -> None:
     assert curricula["all_exits"] == "all"
 
 
+def test_some_arms_of_another_config_are_trained_and_tabled() -> None:
+    quickstart = "configs/pretrain/quickstart.yaml"
+    found = jobs(Path("runs/x"), path=quickstart, arms=named("both,plain"))
+    assert [job.arm.name for job in found] == ["plain", "both"] * len(SEEDS)
+    assert {job.config.model.num_hidden_layers for job in found if job.config.model} == {16}
+    some = [each for each in OUTCOMES if each.arm in ("plain", "both")]
+    for table in (exits_table(some), decoding_table(some, SHAPE), cost_table(some, FLOPS)):
+        titles = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+        assert titles == ["plain", "both"]
+    assert grid_table(some, SHAPE).splitlines()[0].count("|") == 5
+    with pytest.raises(ValueError, match="neither is unknown; there are plain, dropout"):
+        named("plain,neither")
+    with pytest.raises(ValueError, match="plain, to compare with, is missing"):
+        named("both")
+
+
 def test_the_cost_of_a_part_is_beside_plain() -> None:
     row = _row(cost_table(OUTCOMES, FLOPS), "dropout only")
     assert row[2] == "**+0.100 ± 0.000**"
@@ -136,7 +152,12 @@ def test_tables_go_between_their_marks() -> None:
 
 def test_words_are_options_or_overrides() -> None:
     options, overrides = parse(["folder=x", "steps=10", "at_once=1"])
-    assert options == {"folder": "x", "at_once": "1"}
+    assert options == DEFAULTS | {"folder": "x", "at_once": "1"}
     assert overrides == ["steps=10"]
+    for word in ("at_once=0", "exits=2,,3", "fuse=1"):
+        with pytest.raises(ValueError, match=word):
+            parse([word])
+    with pytest.raises(ValueError, match="exits=2,8: the last of 8 layers is not"):
+        main(["exits=2,8"])
     with pytest.raises(ValueError, match="at_once=0"):
         parse(["at_once=0"])
