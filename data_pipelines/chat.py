@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from data_pipelines.tokenize import HuggingFaceTokenizer, Tokenizer
 
 
@@ -34,8 +36,8 @@ def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]])
     one it is what a turn adds to the conversation up to it with the prompt to answer.
 
     Raises:
-        ValueError: if the tokenizer has no chat template, or one that words a beginning of the
-            conversation otherwise than the whole.
+        ValueError: if the tokenizer has no chat template, or one that refuses the conversation or
+            words its beginning otherwise than the whole.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.tokenizer.chat_template:
         raise ValueError(
@@ -43,6 +45,16 @@ def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]])
             "tokenizer with data.tokenizer.path, or a format without messages"
         )
     inner, turns = tokenizer.tokenizer, list(messages)
+    try:
+        return _encode_messages(tokenizer, inner, turns)
+    except TemplateError as error:
+        raise ValueError(
+            f"the tokenizer's chat template refuses a conversation that begins {turns[0]!r:.60}: "
+            f"{error}"
+        ) from None
+
+
+def _encode_messages(tokenizer: Tokenizer, inner: Any, turns: list[Mapping[str, str]]) -> list[int]:
     if re.search(r"\{%-?\s*generation\s*-?%\}", str(inner.chat_template)):
         marked = inner.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -61,9 +73,11 @@ def _parts(inner: Any, turns: list[Mapping[str, str]]) -> Iterator[tuple[str, bo
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        asked = inner.apply_chat_template(
-            turns[:number], tokenize=False, add_generation_prompt=True
-        )
+        asked = ""  # transformers words no conversation of nobody
+        if number:
+            asked = inner.apply_chat_template(
+                turns[:number], tokenize=False, add_generation_prompt=True
+            )
         answered = str(inner.apply_chat_template(turns[: number + 1], tokenize=False))
         if not (asked.startswith(said) and answered.startswith(asked)) or not whole.startswith(
             answered

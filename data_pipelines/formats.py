@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipelines.chat import encode_messages
 from data_pipelines.config import Format
+from data_pipelines.json_row import checked_text
 from data_pipelines.records import Record
 from data_pipelines.tokenize import Tokenizer
 
@@ -58,7 +59,7 @@ def sample_text(row: Record, row_format: Format, where: str, *, chat_template: b
     if row_format == "chat":
         return json.dumps({"messages": _messages(row["messages"], where)}, ensure_ascii=False)
     pair = PAIRS[row_format]
-    question, answer = (_text(row, column, where) for column in pair.columns)
+    question, answer = (checked_text(row[column], column, where) for column in pair.columns)
     prompt = pair.prompt.replace("{}", question)
     if chat_template:
         messages = [("user", prompt), ("assistant", answer)]
@@ -104,13 +105,7 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
         parts = message if isinstance(message, dict) else {}
         if not all(isinstance(parts.get(key), str) for key in ("role", "content")):
             raise ValueError(f"{where}: a message needs role and content, got {message!r:.60}")
+        checked_text(parts["content"], "content", where)
     if not any(message["role"] == "assistant" for message in value):
         raise ValueError(f"{where}: no message is the assistant's: there is nothing to learn")
     return [{"role": m["role"], "content": m["content"]} for m in value]
-
-
-def _text(row: Record, column: str, where: str) -> str:
-    value: Any = row[column]
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {column} must be a text, got {value!r:.60}")
-    return value

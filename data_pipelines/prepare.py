@@ -202,7 +202,10 @@ def _tokenise(
         desc="tokenise",
     )
     if not len(tokens):
-        raise ValueError(f"data.source has only documents without text: {_describe(config)}")
+        what = "documents without text"
+        if row_format(_source(config)) != "text":
+            what = f"samples whose prompts leave no room in data.seq_len {config.seq_len}: raise it"
+        raise ValueError(f"data.source has only {what}: {_describe(config)}")
     return tokens
 
 

@@ -146,9 +146,15 @@ def _prepare_stream(config: DataConfig, name: str) -> Path:
         ]
         size = _write_valid(folder, encoded, config.seq_len, None if is_text else tokenizer.eos_id)
         if config.valid_fraction and not size.sequences:
+            remedy = "or lower data.seq_len" if is_text or encoded else "or data.seq_len itself"
             raise ValueError(
                 f"{name}: the {len(texts)} held-out documents fill no sequence: raise "
-                "data.valid_fraction or data.streaming.valid_documents, or lower data.seq_len"
+                f"data.valid_fraction or data.streaming.valid_documents, {remedy}"
+            )
+        if config.valid_fraction and len(texts) < count:
+            logger.info(
+                "%s: %d documents are held out of the first %d; %d were asked for",
+                *(name, len(texts), _MOST_SCANNED, count),
             )
         summary = Prepared(
             fingerprint=fingerprint,

@@ -1,8 +1,8 @@
 """Threads that make what will be wanted next."""
 
-import atexit
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -18,9 +18,9 @@ _PATIENCE_SECONDS = 5.0
 def start_workers(count: int) -> Submit:
     """Start threads and return what gives them jobs, which are done in order.
 
-    When the process ends, the jobs they are at are finished and those that wait are cancelled: a
-    `ThreadPoolExecutor` would do them all first, and a thread that is cut off inside a library
-    would abort the process.
+    When nobody can give jobs any more, or the process ends, the jobs they are at are finished and
+    those that wait are cancelled: a `ThreadPoolExecutor` would do them all first, and a thread that
+    is cut off inside a library would abort the process.
     """
     jobs: Jobs = queue.SimpleQueue()
     ended = threading.Event()
@@ -30,13 +30,13 @@ def start_workers(count: int) -> Submit:
     ]
     for thread in threads:
         thread.start()
-    atexit.register(_end, jobs, ended, threads)
 
     def submit(job: Callable[[], Any]) -> "Future[Any]":
         future: Future[Any] = Future()
         jobs.put((future, job))
         return future
 
+    weakref.finalize(submit, _end, jobs, ended, threads)
     return submit
 
 
@@ -59,7 +59,8 @@ def _end(jobs: Jobs, ended: threading.Event, threads: list[threading.Thread]) ->
     for _ in threads:
         jobs.put((Future(), lambda: None))
     for thread in threads:
-        thread.join(_PATIENCE_SECONDS)
+        if thread is not threading.current_thread():  # whose garbage collection may have come here
+            thread.join(_PATIENCE_SECONDS)
 
 
 def read_ahead(items: Iterator[T], submit: Submit) -> Iterator[T]:

@@ -1,7 +1,6 @@
 """Rows of small data sets as dictionaries: local JSONL, Parquet, CSV and TSV files, or the hub."""
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
+
+from data_pipelines.json_row import json_row
 
 Record = Mapping[str, Any]
 """One row: values by column."""
@@ -42,7 +43,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     is_empty = True
     for where, row in reader(path):
         is_empty = False
-        _check_columns(row, columns, where)
+        check_columns(row, columns, where)
         yield where, row
     if is_empty:
         raise ValueError(f"{path}: the file has no rows")
@@ -66,12 +67,17 @@ def hub_records(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise RuntimeError(f"{name} cannot be had from the hub ({reason})") from None
-    _check_columns(dict.fromkeys(rows.column_names), columns, name)
+    check_columns(dict.fromkeys(rows.column_names), columns, name)
     for number, row in enumerate(rows, 1):
         yield f"{name}, row {number}", row
 
 
-def _check_columns(row: Record, columns: Sequence[str], where: str) -> None:
+def check_columns(row: Record, columns: Sequence[str], where: str) -> None:
+    """Check that a row has the columns.
+
+    Raises:
+        ValueError: naming the place and what it has.
+    """
     for column in columns:
         if column not in row:
             present = ", ".join(row) or "none"
@@ -80,16 +86,10 @@ def _check_columns(row: Record, columns: Sequence[str], where: str) -> None:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is not a JSON object but a {type(row).__name__}")
-        yield where, row
+        row = json_row(line, where)
+        if row is not None:
+            yield where, row
 
 
 def read_text(path: Path) -> str:

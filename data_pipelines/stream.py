@@ -122,7 +122,8 @@ class Lane:
             if not tokens and place == Place(place.epoch):
                 raise ValueError(
                     f"{self.source.name}: lane {self.number} of {self.of} has no document to train "
-                    "on: lower data.streaming.lanes, or give more documents"
+                    "on: lower data.streaming.lanes, or give more documents; of prompts with "
+                    "answers, those whose prompt fills data.seq_len do not count"
                 )
             place = Place(place.epoch + 1)
 

@@ -12,15 +12,20 @@ import pyarrow as pa
 from data_pipelines.config import FilesSource, HubSource, SourceConfig
 from data_pipelines.files import DEFAULT_COLUMN, list_files
 from data_pipelines.formats import columns_of, sample_text
+from data_pipelines.json_row import checked_text, json_row
+from data_pipelines.records import Record, check_columns
 
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+JSON, CSV = "json", "csv"
+_BUILDERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    ".jsonl": (JSON, "text", {"sample_by": "line", "encoding": "utf-8-sig"}),
+    ".json": (JSON, "text", {"sample_by": "line", "encoding": "utf-8-sig"}),
+    ".parquet": ("parquet", "parquet", {}),
+    ".csv": (CSV, "csv", {}),
+    ".tsv": (CSV, "csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
 }
-_ONE_TEXT = ("text", {"sample_by": "document"})
+"""Kind of file, builder of `datasets` and its settings, by suffix. JSON is read line by line here:
+its builder makes one type of all that a column holds, and texts beside a number become JSON."""
+_ONE_TEXT = ("text", "text", {"sample_by": "document", "encoding": "utf-8-sig"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +35,8 @@ class StreamSource:
     name: str
     """For messages."""
     place: FilesSource | HubSource
+    kind: str
+    """Of its files."""
     dataset: Any
     """The datasets.IterableDataset, with the columns that are read."""
     paths: tuple[Path, ...]
@@ -75,23 +82,24 @@ class StreamSource:
             yield self._documents(table, self.where(shard), first)
             first += len(table)
 
-    def _documents(self, table: pa.Table, where: str, first: int) -> list[str | None]:
+    def _documents(self, table: pa.Table, shard: str, first: int) -> list[str | None]:
+        rows = enumerate(table.to_pylist(), first + 1)
+        return [self._document(row, f"{shard}, row {number}") for number, row in rows]
+
+    def _document(self, row: Record, where: str) -> str | None:
+        columns = _columns(self.place)
+        if self.kind == JSON:
+            held = json_row(row["text"], where)
+            if held is None:
+                return None
+            check_columns(held, columns, where)
+            row = held
         if self.place.format == "text":
-            (column,) = table.column_names
-            texts: list[str | None] = table[column].to_pylist()
-            for number, text in enumerate(texts, first + 1):
-                if text is not None and not isinstance(text, str):
-                    raise ValueError(f"{where}, row {number}: {column} must be text, got {text!r}")
-            return texts
-        return [
-            sample_text(
-                row,
-                self.place.format,
-                f"{where}, row {number}",
-                chat_template=self.place.chat_template,
-            )
-            for number, row in enumerate(table.to_pylist(), first + 1)
-        ]
+            value = row[columns[0]]
+            return None if value is None else checked_text(value, columns[0], where)
+        if self.kind == CSV and not row[columns[-1]]:
+            raise ValueError(f"{where}: {columns[-1]} is empty, or the row is too short")
+        return sample_text(row, self.place.format, where, chat_template=self.place.chat_template)
 
 
 def open_stream(source: SourceConfig, name: str) -> StreamSource:
@@ -102,10 +110,13 @@ def open_stream(source: SourceConfig, name: str) -> StreamSource:
     """
     place = source.files or source.hub
     assert place is not None, "only files and hub are streamed"
-    kind, settings = _how(place)
+    kind, builder, settings = _how(place)
     try:
-        dataset = datasets.load_dataset(kind, streaming=True, **settings)
+        dataset = datasets.load_dataset(builder, streaming=True, **settings)
         present = dataset.column_names or list(next(iter(dataset), {}))
+        if kind == JSON:
+            lines = (json_row(row["text"], f"row {n}") for n, row in enumerate(dataset, 1))
+            present = list(next((row for row in lines if row is not None), {}))
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be streamed: {reason}") from None
@@ -117,7 +128,8 @@ def open_stream(source: SourceConfig, name: str) -> StreamSource:
                 f"{key}"
             )
     paths = list_files(place) if isinstance(place, FilesSource) else []
-    return StreamSource(name, place, dataset.select_columns(wanted), tuple(paths))
+    read = dataset if kind == JSON else dataset.select_columns(wanted)
+    return StreamSource(name, place, kind, read, tuple(paths))
 
 
 def _columns(place: FilesSource | HubSource) -> tuple[str, ...]:
@@ -126,24 +138,28 @@ def _columns(place: FilesSource | HubSource) -> tuple[str, ...]:
     return (place.column or DEFAULT_COLUMN,)
 
 
-def _how(place: FilesSource | HubSource) -> tuple[str, dict[str, Any]]:
-    """Return the arguments of `load_dataset`."""
+def _how(place: FilesSource | HubSource) -> tuple[str, str, dict[str, Any]]:
+    """Return the kind of files, and what `load_dataset` is told."""
     if isinstance(place, HubSource):
-        return place.name, {"name": place.config, "split": place.split, "revision": place.revision}
+        told = {"name": place.config, "split": place.split, "revision": place.revision}
+        return "hub", place.name, told
     files = list_files(place)
-    kinds = {_BUILDERS.get(path.suffix.lower(), _ONE_TEXT)[0] for path in files}
+    known = dict(_BUILDERS)
+    if place.format == "text":
+        del known[".tsv"]  # plain text with tabs in it, as where it is prepared
+    kinds = {known.get(path.suffix.lower(), _ONE_TEXT)[0] for path in files}
     if len(kinds) > 1:
         raise ValueError(
             f"data.source.files.path {place.path} has files of several kinds "
             f"({', '.join(sorted(kinds))}), which cannot be streamed as one source: choose with "
             "data.source.files.pattern"
         )
-    kind, settings = _BUILDERS.get(files[0].suffix.lower(), _ONE_TEXT)
-    if kind == "csv":  # "NA" is a word, and 007 is not 7
+    kind, builder, settings = known.get(files[0].suffix.lower(), _ONE_TEXT)
+    if kind == CSV:  # "NA" is a word, 007 is not 7, and a comma at the end shifts nothing
         as_text = {"keep_default_na": False, "converters": dict.fromkeys(_columns(place), str)}
-        settings = {**settings, **as_text}
+        settings = {**settings, **as_text, "index_col": False}
     paths = [_literally(path) for path in files]
-    return kind, {"data_files": paths, "split": "train", **settings}
+    return kind, builder, {"data_files": paths, "split": "train", **settings}
 
 
 def _literally(path: Path) -> str:

@@ -15,8 +15,9 @@ from inference.tuned import carry_tuned
 from models.hf import save_pretrained
 from models.peft import save_adapters
 from parallel.base import read_base
-from parallel.checkpoint import TOKENIZER, find_checkpoint
+from parallel.checkpoint import MODEL, TOKENIZER, find_checkpoint
 from parallel.pieces import read_adapters
+from parallel.verified import verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +93,7 @@ def _export_adapters(source: Path, folder: Path, config: ExportConfig) -> Path:
         raise ValueError(
             f"{source} has no adapters, being no training run with lora: leave out adapter=true"
         )
+    verify(checkpoint, (MODEL, TOKENIZER))
     adapters, dtype = read_adapters(checkpoint), getattr(torch, config.dtype)
     facts = _facts(source, folder, config, None)
     save_adapters(adapters, base.lora, folder, base=base.source, dtype=dtype)

@@ -45,7 +45,7 @@ def evaluated_steps(run_folder: Path) -> set[int]:
 def _step(row: bytes) -> int | None:
     try:
         return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -105,11 +105,11 @@ newest_checkpoint() { cat "$RUN/checkpoints/latest" 2> /dev/null || echo none; }
 
 # Some rank is gone. If its node is, Slurm will take the job away and put it back: wait for that.
 after_loss() {
-  local i faults=$RUN/logs/faults
+  local until=$((SECONDS + 600)) faults=$RUN/logs/faults
   say "$1"
-  for i in {1..60}; do
+  while ((SECONDS < until)); do
     if timeout 30 srun --overlap --ntasks-per-node=1 true 2> /dev/null; then break; fi
-    say "a node does not answer ($i of 60); Slurm requeues the job when it knows"
+    say "a node does not answer; Slurm requeues the job when it knows"
     sleep 10
   done
   # Weeks have many faults. What counts is whether the run gets on from one to the next.

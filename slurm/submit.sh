@@ -20,7 +20,8 @@ script=$1 kind=$(basename "$1" .sh)
 shift
 
 # 0 ranks: how many there will be is known when the job starts.
-eval "$("$PYTHON" -m slurm.prepare "$kind" - 0 "$@")"
+described=$("$PYTHON" -m slurm.prepare "$kind" - 0 "$@") # apart from eval, which hides a failure
+eval "$described"
 if [[ $kind == sweep ]]; then options+=(--array "0-$((${#SETTINGS[@]} - 1))"); fi
 
 job=$(sbatch --parsable --hold "${options[@]}" "$script" "$@")

@@ -12,7 +12,7 @@ from trainer.check import check_report
 from trainer.config import PretrainConfig
 from trainer.evaluation import evaluating
 from trainer.loop import train
-from trainer.signals import stop_with_launcher
+from trainer.signals import StopRequest, stop_with_launcher
 
 USAGE = """usage: torchrun --nproc-per-node N -m trainer CONFIG [key=value ...]
        python -m trainer CONFIG [key=value ...]           on one process
@@ -52,10 +52,11 @@ def main(arguments: list[str]) -> None:
         )
         run = build_run(config, world)
         with evaluating(config, is_first=world.is_first) as finish_evaluation:
-            is_over = train(run)
+            asked_to_stop = StopRequest()
+            is_over = train(run, asked_to_stop)
             stop()
             if is_over:
-                finish_evaluation()
+                finish_evaluation(asked_to_stop)
     except Exception as error:
         if isinstance(error, ConnectionError) or not is_lost_rank(error):
             raise

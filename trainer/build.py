@@ -107,7 +107,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         state = _read_into(engine, newest)
         if "data" in state:
             _check_data(state["data"], data_folder, newest)
-    if world.is_first and not (Path(config.run_folder) / CONFIG).is_file():
+    if world.is_first:
         describe_run(config)
     train = _open_train(config, data_folder, state)
     if world.is_first:

@@ -66,7 +66,7 @@ class ValidateConfig:
     every: int = 100
     """Optimiser steps between validations; one more comes at the end."""
     sequences: int = 256
-    """At most so many sequences of the validation split, always the same ones."""
+    """At most so many sequences of the validation split, always the first ones."""
 
     def __post_init__(self) -> None:
         for name in ("every", "sequences"):

@@ -112,6 +112,8 @@ class EvaluateConfig:
                 "or remove tasks"
             )
         name, colon, file = (self.prompts or "").partition(":")
+        if Path(self.prompts or "").is_file():  # whose name may have a colon in it
+            name, colon = self.prompts or "", ""
         path = Path(file if colon else name)
         if (colon or path.suffix or len(path.parts) > 1) and not path.is_file():
             raise ValueError(f"evaluate.prompts {self.prompts}: there is no such file")

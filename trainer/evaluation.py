@@ -7,6 +7,7 @@ run saves and writes files of its own; if it fails, a line says so and training 
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -38,7 +39,11 @@ PASSED_ON = (
 """Keys that follow has, too."""
 OF_RANKS = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 """Environment variables that begin so make a process a rank of torchrun."""
+ASKED_TO_END = (-signal.SIGTERM, -signal.SIGUSR1)
+"""How it ends where a launcher or scheduler signals all processes of a run that is to stop."""
 _END_SECONDS = 5.0
+
+Finish = Callable[[StopRequest], None]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +93,7 @@ class _Evaluation:
 
     def _watch(self) -> None:
         code = self._process.wait()
-        if code and not self._is_ended:
+        if code and code not in ASKED_TO_END and not self._is_ended:
             logger.warning(
                 "the evaluation of checkpoints ended with code %d: %s; training goes on without "
                 "it, see %s",
@@ -97,11 +102,11 @@ class _Evaluation:
                 self.log,
             )
 
-    def finish(self) -> None:
+    def finish(self, stop: StopRequest) -> None:
         """Wait until the last checkpoint is evaluated, or a signal asks to stop."""
         if self._process.poll() is None:
             logger.info("the run is over; its last checkpoints are being evaluated: %s", self.log)
-        stop = StopRequest("the evaluation ends; a new start of the run does the rest")
+        stop.consequence = "the evaluation ends; a new start of the run does the rest"
         while self._watcher.is_alive() and not stop.is_set:
             time.sleep(0.1)
 
@@ -117,20 +122,29 @@ class _Evaluation:
 
 
 @contextmanager
-def evaluating(config: PretrainConfig, *, is_first: bool) -> Iterator[Callable[[], None]]:
+def evaluating(config: PretrainConfig, *, is_first: bool) -> Iterator[Finish]:
     """Have the checkpoints of a run evaluated, by rank 0, while the context is open.
 
     Yields:
         What waits for the evaluations that are outstanding, to be called when all ranks are done.
     """
     if config.evaluate is None or not is_first:
-        yield lambda: None
+        yield _nothing_to_finish
         return
-    evaluation = _Evaluation(config.evaluate, Path(config.run_folder), until=config.steps)
+    try:
+        evaluation = _Evaluation(config.evaluate, Path(config.run_folder), until=config.steps)
+    except OSError as error:
+        logger.warning("no checkpoint is evaluated: %s; training goes on without it", error)
+        yield _nothing_to_finish
+        return
     try:
         yield evaluation.finish
     finally:
         evaluation.end()
+
+
+def _nothing_to_finish(stop: StopRequest) -> None:
+    """Wait for nothing."""
 
 
 def _environment(threads: int) -> dict[str, str]:

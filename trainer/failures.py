@@ -70,10 +70,12 @@ class FailureFile:
         ]
         if error is not None:
             lines += ["error:", *"".join(traceback.format_exception(error)).splitlines()]
-        self._room.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._room.unlink()
         if self._append("\n".join([*lines, "stacks of all threads:", ""])):
             faulthandler.dump_traceback(self.file, all_threads=True)
-            os.fsync(self.file.fileno())
+            with suppress(OSError):
+                os.fsync(self.file.fileno())
 
     def _append(self, text: str) -> bool:
         """Write at once; return whether it worked."""
@@ -101,9 +103,10 @@ class FailureFile:
         if first is not None:
             parts.append(first)
         clause = "; ".join(parts) or "every other rank left a report, none before this one"
-        reported = self.path.stat().st_mtime_ns
-        self._append(f"others: {clause}\n")
-        os.utime(self.path, ns=(reported, reported))  # the order of the reports stays readable
+        with suppress(OSError):
+            reported = self.path.stat().st_mtime_ns
+            self._append(f"others: {clause}\n")
+            os.utime(self.path, ns=(reported, reported))  # the order of the reports stays readable
         return clause
 
     def _reports(self) -> dict[int, int]:
@@ -132,13 +135,11 @@ class FailureFile:
         if self._had_handler:
             faulthandler.enable()
         self.file.close()
-        self._room.unlink(missing_ok=True)
-        if not self.path.stat().st_size:
-            self.path.unlink()
-            try:
+        with suppress(OSError):  # all of it may be gone, or others' files are in the folder
+            self._room.unlink(missing_ok=True)
+            if not self.path.stat().st_size:
+                self.path.unlink()
                 self._folder.rmdir()
-            except OSError:  # others' files are in it
-                return
 
 
 def plan_line(plan: LayerPlan) -> str:

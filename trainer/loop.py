@@ -27,7 +27,7 @@ from trainer.validate import validate
 from trainer.watchdog import Watchdog
 
 
-def train(run: Run) -> bool:
+def train(run: Run, stop: StopRequest) -> bool:
     """Train to the last step, or until a signal asks to stop; save in both cases.
 
     Returns:
@@ -38,7 +38,7 @@ def train(run: Run) -> bool:
             many.
         ConnectionError: if a rank does not answer.
     """
-    config, stop = run.config, StopRequest()
+    config = run.config
     folder, parallel = Path(config.run_folder), config.parallel
     profiling = profiled(folder, run.world.rank, enabled=config.profile)
     watchdog = Watchdog(

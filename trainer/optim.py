@@ -54,8 +54,9 @@ class OptimConfig:
     """Parameters with a learning rate or weight decay of their own, by any name; where several
     match, the first counts."""
     layer_decay: float | None = None
-    """Layer l of L learns at this ^ (L - l) of the rate, the embedding at this ^ (L + 1), norm and
-    head at all of it; times lr_scale of a group. 0.8 to 0.95 keeps lower layers near init_from."""
+    """Layer l of L learns at this ^ (L - l) of the rate, the embedding, and a head that is tied to
+    it, at this ^ (L + 1), norm and head at all of it; times lr_scale of a group. 0.8 to 0.95 keeps
+    lower layers near init_from."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -119,25 +120,26 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGro
     matrices = {id(m.weight) for m in multiply}
     depth = _depth(model)
     found: dict[Any, list[nn.Parameter]] = {}
-    groups = [*(config.groups or {}).values()]
+    groups = config.groups or {}
     decides: set[str] = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = next((g for g in groups if fnmatchcase(name, g.match)), None)
+        label = next((g for g, group in groups.items() if fnmatchcase(name, group.match)), None)
         decay = config.weight_decay if id(parameter) in matrices else 0.0
         scale = _layer_scale(name, config.layer_decay, depth)
-        if own is not None:
-            decides.add(own.match)
+        if label is not None:
+            own = groups[label]
+            decides.add(label)
             scale *= own.lr_scale
             decay = decay if own.weight_decay is None else own.weight_decay
         key = (id(parameter) not in matrices, scale, decay)
         found.setdefault(key, []).append(parameter)
-    for group in groups:
-        if group.match not in decides:
+    for label, group in groups.items():
+        if label not in decides:
             raise ValueError(
-                f"optim.groups: {group.match!r} decides about no parameter that is trained: none "
-                "has such a name, or an earlier group has it"
+                f"optim.groups.{label}: {group.match!r} decides about no parameter that is "
+                "trained: none has such a name, or an earlier group has it"
             )
     # Matrices before the rest, else in the model's order.
     ordered = sorted(found.items(), key=lambda item: item[0][0])

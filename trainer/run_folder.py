@@ -1,4 +1,7 @@
-"""What a run folder says of how the run was made: config, versions, commit, local changes."""
+"""What a run folder says of how the run was made: config, versions, commit, local changes.
+
+All of it is that of the last start.
+"""
 
 import fcntl
 import importlib.metadata
@@ -72,14 +75,18 @@ def claim(config: PretrainConfig) -> TextIO:
 
 
 def describe_run(config: PretrainConfig) -> None:
-    """Write config.yaml, versions.json, commit.txt and diff.patch into the run folder."""
-    folder = Path(config.run_folder)
-    (folder / CONFIG).write_text(to_yaml(config))
+    """Write config.yaml, versions.json, commit.txt and diff.patch into the run folder.
+
+    At every start, for some of it may change when a run goes on, such as its last step. Each file
+    is replaced whole.
+    """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1))
-    for name, text in source_version().items():
-        (folder / name).write_text(text)
+    texts = {CONFIG: to_yaml(config), "versions.json": json.dumps(versions, indent=1)}
+    for name, text in (texts | source_version()).items():
+        new = Path(config.run_folder) / f"{name}.tmp"
+        new.write_text(text)
+        new.replace(new.with_suffix(""))
 
 
 def source_version() -> dict[str, str]:

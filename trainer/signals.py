@@ -26,12 +26,13 @@ def stop_with_launcher() -> None:
 class StopRequest:
     """Remembers whether this process was asked to stop; the loop tells the other ranks."""
 
-    def __init__(self, consequence: str = "saving after this step") -> None:
+    def __init__(self) -> None:
         self.is_set = False
-        self._consequence = consequence
+        self.consequence = "saving after this step"
+        """What is said to come of it."""
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
-        logger.warning("received %s: %s", signal.Signals(number).name, self._consequence)
+        logger.warning("received %s: %s", signal.Signals(number).name, self.consequence)

@@ -85,11 +85,13 @@ def validate(
 
 def _share(loader: Loader, world: World, sequences: int) -> Iterator[Batch]:
     """Yield this rank's batches, as many as every other rank's; padding has no labels."""
-    wanted = -(-sequences // loader.micro_batch_size)
-    count = min(loader.num_sequential, wanted)
+    rows = loader.micro_batch_size
+    count = min(loader.num_sequential, -(-sequences // rows))
     for first in range(0, count, world.size):
-        if first + world.rank < count:
-            yield loader.sequential(first + world.rank)
+        if (index := first + world.rank) < count:
+            batch = loader.sequential(index)
+            beyond = torch.arange(index * rows, (index + 1) * rows) >= sequences  # (B,)
+            yield replace(batch, labels=batch.labels.masked_fill(beyond[:, None], IGNORED))
         else:
             spare = loader.sequential(first)
             yield replace(spare, labels=torch.full_like(spare.labels, IGNORED))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.prompts import held_out_prompts
 from benchmarks.reproduce.arms import Job
-from benchmarks.reproduce.gather import SWEEP, read_sweep
+from benchmarks.reproduce.gather import SWEEP
 from configs.command import ROOT
 from data_pipelines.loader import open_split
 from data_pipelines.prepare import TOKENIZER_FOLDER
@@ -61,7 +61,8 @@ def sweep(
     drafts: Sequence[int],
     overrides: Sequence[str],
 ) -> None:
-    """Measure a grid with one thread; cells that the file has are kept.
+    """Measure a grid with one thread; cells that the file has are kept, if they are of these
+    weights, prompts and settings.
 
     Args:
         model: a run, or a folder in Hugging Face form.
@@ -74,8 +75,6 @@ def sweep(
     Raises:
         RuntimeError: if it fails; it has said why.
     """
-    if read_sweep(to).keys() >= {(e, k) for e in exits for k in drafts}:
-        return
     command = [sys.executable, "-m", "inference", "sweep", str(model), f"prompts={prompts}"]
     command += [f"to={to}", f"exit_layer={list(exits)}", f"num_speculations={list(drafts)}"]
     done = subprocess.run(

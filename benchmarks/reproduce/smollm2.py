@@ -21,7 +21,7 @@ from benchmarks.reproduce.decode import sweep, write_prompts
 from benchmarks.reproduce.gather import Drafted, read_sweep
 from benchmarks.reproduce.pictures import save_before_and_after
 from benchmarks.reproduce.publish import options_of, write_tables
-from benchmarks.reproduce.train import finished_steps
+from benchmarks.reproduce.train import check_same, finished_steps
 from configs.command import ROOT, run_command
 from configs.load import load
 from data_pipelines.loader import open_split
@@ -59,6 +59,7 @@ def main(words: list[str]) -> None:
         *overrides,
     ]
     config = load(PretrainConfig, CONFIG, words)
+    check_same(config)
     data = prepare_data(config.data)
     write_held_out(data, folder)
     if finished_steps(config) < config.steps:
@@ -100,7 +101,7 @@ def train(words: Sequence[str]) -> None:
 
 def export(model: str, folder: Path) -> None:
     """Write a model as bfloat16 in Hugging Face form, which decoding reads fastest."""
-    if not (folder / "config.json").exists():
+    if not (folder / "README.md").exists():  # what it writes last
         _run(["-m", "inference", "export", model, str(folder), "dtype=bfloat16"])
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,11 +13,12 @@ from tqdm import tqdm
 from benchmarks.launched import last_step
 from benchmarks.reproduce.arms import Job
 from configs.command import ROOT
+from configs.load import load
 from parallel.checkpoint import read_state
 from parallel.publish import latest
 from trainer.config import PretrainConfig
 from trainer.metrics import FILE_NAME
-from trainer.run_folder import checkpoints_folder
+from trainer.run_folder import CONFIG, checkpoints_folder
 
 LOG = "log.txt"
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -26,8 +28,11 @@ def train_all(jobs: Sequence[Job], *, at_once: int) -> None:
     """Run every training to its end, one thread each, going on with what was interrupted.
 
     Raises:
+        ValueError: if one was begun with another config.
         RuntimeError: if one fails; the others that run are ended, and save.
     """
+    for job in jobs:
+        check_same(job.config)
     waiting = [job for job in jobs if finished_steps(job.config) < job.config.steps]
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     total = sum(job.config.steps for job in jobs)
@@ -69,6 +74,26 @@ def _check(job: Job, process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"{job.folder} stopped ({said}): see {job.folder / LOG}, and try again")
     if process.poll() == 0 and finished_steps(job.config) < job.config.steps:
         raise RuntimeError(f"{job.folder} was ended before its last step: run it again to go on")
+
+
+def check_same(config: PretrainConfig) -> None:
+    """Refuse to go on with another experiment's run, whose figures would pass for this one's.
+
+    Raises:
+        ValueError: naming the first section that differs.
+    """
+    path = Path(config.run_folder) / CONFIG
+    if not path.is_file():
+        return
+    before = load(PretrainConfig, path)
+    for field in fields(config):
+        if field.name != "run_folder" and getattr(before, field.name) != getattr(
+            config, field.name
+        ):
+            raise ValueError(
+                f"{field.name} differs from {path}: give this experiment another folder=, or "
+                "remove that run"
+            )
 
 
 def finished_steps(config: PretrainConfig) -> int:

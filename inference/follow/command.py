@@ -44,6 +44,8 @@ def run(model: str, overrides: Sequence[str], open_model: Open) -> None:
     """
     config, folder = load(FollowConfig, None, overrides), Path(model)
     until = config.until or _last_step(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder of a run")
     prompts = [] if config.prompts is None else read_prompt_set(config.prompts)
     manager = None if config.tasks is None else find_tasks(config.questions(None))
     if config.parent is not None:

@@ -24,7 +24,7 @@ def write_config(folder: Path, **changes: object) -> Path:
         "batch": {"global_size": 16, "micro_size": 4},
         "optim": {"lr": 1e-2},
         "schedule": {"kind": "cosine", "warmup_steps": 2},
-        "validate": {"every": 4, "sequences": 12},
+        "validate": {"every": 4, "sequences": 10},  # two and a half microbatches
         "checkpoint": {"every": 3, "keep_last": 2},
     }
     return write_tiny_config(folder, folder, **{**sections, **changes})

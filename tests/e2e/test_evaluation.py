@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from inference.__main__ import main
 from tests.e2e.runs import STEPS, curve, train, write_config
 from trainer.config import PretrainConfig
 from trainer.evaluation import evaluating, follow_arguments
+from trainer.signals import StopRequest
 
 pytestmark = pytest.mark.e2e
 
@@ -62,10 +65,23 @@ def test_an_evaluation_that_fails_is_one_line_and_harms_nothing(
     config = load(PretrainConfig, config_with(tmp_path, "\n"))
     Path(config.run_folder).mkdir()
     with caplog.at_level(logging.INFO), evaluating(config, is_first=True) as finish:
-        finish()
+        finish(StopRequest())
     (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert said.startswith("the evaluation of checkpoints ended with code 1: error: prompts=")
     assert "the file is empty; write one prompt a line; training goes on without it" in said
+
+
+def test_who_was_asked_to_stop_before_waits_for_no_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load(PretrainConfig, config_with(tmp_path, "def f\n"))
+    Path(config.run_folder).mkdir()
+    asked, began = StopRequest(), time.monotonic()
+    with evaluating(config, is_first=True) as finish:  # it waits for a first checkpoint
+        os.kill(os.getpid(), signal.SIGUSR1)
+        finish(asked)
+    assert time.monotonic() - began < 10
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]  # the signal was received
 
 
 def test_an_evaluation_ends_with_a_training_that_stops_early(tmp_path: Path) -> None:
@@ -76,4 +92,4 @@ def test_an_evaluation_ends_with_a_training_that_stops_early(tmp_path: Path) -> 
         pass
     assert time.monotonic() - began < 10
     with evaluating(config, is_first=False) as finish:  # other ranks have none
-        finish()
+        finish(StopRequest())

@@ -20,6 +20,7 @@ from parallel.checkpoint import MODEL, OPTIMIZER, latest
 from parallel.pieces import Piece, read_checkpoint_pieces
 from tests.e2e.runs import curve, train, write_config
 from tests.ranks import RankError
+from tests.saved import flip
 from tests.tiny import tiny_config, tiny_llama
 
 pytestmark = pytest.mark.e2e
@@ -144,6 +145,15 @@ def test_adapters_are_exported_in_the_form_of_peft(run: Path, base: Path, tmp_pa
         export(run, folder, ExportConfig(adapter=True))
     with pytest.raises(ValueError, match="no adapters"):
         export(base, tmp_path / "other", ExportConfig(adapter=True))
+
+
+def test_damaged_adapters_are_not_exported(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    newest = latest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    flip(next((newest / MODEL).glob("*.safetensors")))
+    with pytest.raises(RuntimeError, match=r"damaged|checksum|xxh3"):
+        export(tmp_path / "run", tmp_path / "adapter", ExportConfig(adapter=True))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")

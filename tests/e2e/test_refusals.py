@@ -90,14 +90,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     assert "model.vocab_size 200 is smaller than the tokenizer's 300" in message
 
 
+def times(run: Path) -> list[int]:
+    """Return when everything was written last, but the lock, which says who holds it."""
+    return sorted(p.stat().st_mtime_ns for p in run.rglob("*") if p.name != "lock")
+
+
 def test_a_run_is_not_resumed_as_another_model(tmp_path: Path) -> None:
     path = str(write_config(tmp_path))
     train([path, "steps=3"], ranks=1)
-    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+    before = times(tmp_path / "run")
     message = rank_refusal([path, "model.hidden_size=64"], 1)
     assert "model differs from" in message
     assert "choose another run_folder" in message
-    assert before == sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+    assert before == times(tmp_path / "run")
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
@@ -110,6 +115,19 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
 def test_training_without_held_out_documents_is_refused(tmp_path: Path) -> None:
     path = str(write_config(tmp_path))
     assert "data.valid_fraction is 0" in refusal([path, "data.valid_fraction=0", "--check"])
+
+
+def test_a_run_folder_says_what_the_last_start_was_told(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path, checkpoint={"every": 100}))
+    with pytest.raises(RankError):  # a first try, which ends before its first checkpoint
+        train([path, "batch.micro_size=8", "optim.lr=1e30", "steps=5"], ranks=1)
+    for steps in (3, 4):
+        train([path, f"steps={steps}", f"optim.lr=0.0{steps}"], ranks=1)
+        run = tmp_path / "run"
+        for told in (run, run / "checkpoints" / f"step_{steps:08}"):
+            config = load(PretrainConfig, told / "config.yaml")
+            assert (config.steps, config.optim.lr) == (steps, steps / 100)
+            assert config.batch.micro_size == 4
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

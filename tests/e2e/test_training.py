@@ -41,6 +41,7 @@ def test_a_run_writes_every_step_and_validation(unbroken: Path) -> None:
     assert [line["step"] for line in lines if line["kind"] == "valid"] == [4, 8, 12]
     valid = [line for line in lines if line["kind"] == "valid"]
     assert list(valid[0]["perplexity_per_exit"]) == [1, 2, 3, 4]
+    assert valid[0]["tokens"] == 10 * 32
     assert valid[1]["loss_per_exit"][4] < valid[0]["loss_per_exit"][4]
 
 

@@ -16,6 +16,8 @@ from benchmarks.reproduce.tables import (
     grid_table,
     middle_table,
 )
+from benchmarks.reproduce.train import check_same
+from configs.load import to_yaml
 from inference.sweep.rows import COLUMNS, write_rows
 from models.flops import layer_parameters
 from tests.tiny import tiny_config
@@ -97,6 +99,16 @@ def test_some_arms_of_another_config_are_trained_and_tabled() -> None:
         named("plain,neither")
     with pytest.raises(ValueError, match="plain, to compare with, is missing"):
         named("both")
+
+
+def test_the_run_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    (job, *_), changed = jobs(tmp_path), jobs(tmp_path, ("optim.lr=1e-4",))[0]
+    check_same(job.config)  # it is not there yet
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(to_yaml(job.config))
+    check_same(job.config)
+    with pytest.raises(ValueError, match=r"optim differs from .*seed_0/config\.yaml: give this"):
+        check_same(changed.config)
 
 
 def test_the_cost_of_a_part_is_beside_plain() -> None:

@@ -78,3 +78,17 @@ def test_a_tokenizer_without_a_template_is_refused(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     with pytest.raises(ValueError, match="this tokenizer has none: take another"):
         encode_messages(tokenizer, MESSAGES)
+
+
+def test_a_conversation_may_begin_with_the_assistant(folder: Path) -> None:
+    tokenizer = with_template(folder, PLAIN)
+    turns = [{"role": "assistant", "content": "1"}, *MESSAGES[1:3]]
+    ids = encode_messages(tokenizer, turns)
+    learnt = decode_all(tokenizer, [i for i in ids if i >= 0])
+    assert learnt == "<assistant>1</s>\n2</s>\n"
+
+
+def test_what_the_template_says_against_a_conversation_is_quoted(folder: Path) -> None:
+    tokenizer = with_template(folder, "{{ raise_exception('no system role here') }}")
+    with pytest.raises(ValueError, match=r"refuses a .*'system'.*: no system role here"):
+        encode_messages(tokenizer, MESSAGES)

@@ -51,6 +51,17 @@ def test_what_goes_wrong_is_raised_where_it_is_wanted() -> None:
         next(ahead)
 
 
+def test_the_threads_end_with_the_last_who_could_give_them_a_job() -> None:
+    before = threading.active_count()
+    submit = start_workers(3)
+    ahead = read_ahead(itertools.count(), submit)
+    assert next(ahead) == 0
+    del submit
+    assert threading.active_count() == before + 3
+    del ahead
+    assert threading.active_count() == before
+
+
 def test_a_process_ends_without_the_jobs_that_wait() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LEAVING], cwd=ROOT, capture_output=True, text=True, timeout=12

@@ -202,8 +202,53 @@ def test_a_file_that_is_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
     with (folder / "01.jsonl").open("a") as file:
         file.write('{"text": "broken\n')
     source = open_stream(streamed(folder), "web")
-    with pytest.raises(ValueError, match=r"^web: \S*01.jsonl after row 0 cannot be read: .*\S$"):
+    with pytest.raises(ValueError, match=r"^web: \S*01.jsonl, row 4 is not JSON .*: write"):
         list(source.documents(1, 0, 2))
+
+
+def documents(path: Path, **changes: object) -> list[str | None]:
+    source = open_stream(streamed(path, **changes), "web")
+    return [t for s in range(source.num_shards) for part in source.documents(s, 0, 2) for t in part]
+
+
+def test_what_else_a_json_row_holds_does_not_matter(tmp_path: Path) -> None:
+    rows = ['{"text": "a \\" b", "x": 1}', "", '{"text": "2020-01-01", "x": "y"}', '{"text": null}']
+    (tmp_path / "0.jsonl").write_text("\ufeff" + "\n".join(rows) + "\n")
+    (tmp_path / "1.jsonl").write_text('{"y": {}, "text": "c"}')
+    assert documents(tmp_path) == ['a " b', None, "2020-01-01", None, "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changes", "complaint"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": 7}', {}, "row 2: text must be a text, got 7"),
+        ("a.jsonl", '{"text": "x"}\n{"t": "x"}', {}, "row 2 has no column 'text': it has t"),
+        ("a.jsonl", '{"text": "\\ud800"}', {}, "row 1: text is not Unicode text"),
+        ("a.jsonl", "[]", {}, "row 1 is not a JSON object but a list"),
+        ("a.tsv", "utterance\tsemantic_parse\nq\n", {"format": "top_v2"}, "is empty, or the row"),
+    ],
+)
+def test_a_row_that_cannot_be_streamed_is_named(
+    tmp_path: Path, name: str, content: str, changes: dict[str, object], complaint: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        documents(tmp_path / name, **changes)
+
+
+def test_a_separator_at_the_end_of_rows_shifts_no_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("utterance\tsemantic_parse\ncall Bob\t[IN:CALL ]\t\n")
+    (found,) = documents(path, format="top_v2")
+    assert json.loads(str(found)) == {"prompt": "call Bob", "response": "\n[IN:CALL ]"}
+    assert documents(path) == [path.read_text()]  # plain text, as where it is prepared
+
+
+def test_messages_may_have_keys_of_their_own(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q", "name": "z"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (found,) = documents(tmp_path, format="chat")
+    assert [turn["content"] for turn in json.loads(str(found))["messages"]] == ["q", "a"]
 
 
 def test_samples_are_streamed_as_they_are_prepared(tmp_path: Path) -> None:

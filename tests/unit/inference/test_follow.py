@@ -222,6 +222,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\n")
     with pytest.raises(ValueError, match="is not the folder of a run, for it has no"):
         main(["follow", str(tmp_path / "no"), "exits=[1]", f"prompts={tmp_path / 'p.txt'}"])
+    words = ["exits=[1]", f"prompts={tmp_path / 'p.txt'}", "until=9"]
+    with pytest.raises(ValueError, match="no: there is no such folder of a run"):
+        main(["follow", str(tmp_path / "no"), *words])
 
 
 def test_a_process_that_works_for_another_ends_when_that_is_killed() -> None:

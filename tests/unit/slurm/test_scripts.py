@@ -123,3 +123,17 @@ def test_where_the_log_was_cut_off_the_report_of_this_start_is_quoted(tmp_path: 
 def test_a_killed_rank_has_no_words_and_its_signal_is_told(tmp_path: Path) -> None:
     said = exits(tmp_path, "0.12.137", "0.0.75")
     assert "rank 12 ended first, with code 137: ended by signal 9, without a word" in said
+
+
+def test_what_is_wrong_with_a_config_is_said_before_anything_is_queued() -> None:
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", "slurm/pretrain.sh", "configs/pretrain/debug.yaml", "stepz=1"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: ")
+    assert "stepz" in said

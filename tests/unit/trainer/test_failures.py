@@ -70,6 +70,14 @@ def test_a_report_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
         file.close()
 
 
+def test_a_run_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
+    file = FailureFile(tmp_path / "run", 0, 2)
+    shutil.rmtree(tmp_path / "run")
+    file.write("the loss is nan", "step 8", [full(2)])
+    assert file.others(0.0).startswith("rank 1 left no report")
+    file.close()
+
+
 def test_a_report_has_room_where_nothing_else_has(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
         file = FailureFile(disk, 0, 1)

@@ -122,7 +122,7 @@ def test_layers_learn_the_slower_the_lower_they_are() -> None:
     assert scales["model.embed_tokens.weight"][0] == 0.5**5
 
 
-@pytest.mark.parametrize("match", ["model.layers.9.*", "model.layers.0.mlp.*"])
+@pytest.mark.parametrize("match", ["model.layers.9.*", "model.layers.0.mlp.*", "model.layers.0.*"])
 def test_a_pattern_that_decides_nothing_is_named(match: str) -> None:
     low = GroupConfig(match="model.layers.0.*", lr_scale=0.1)
     other = GroupConfig(match=match, lr_scale=0.1)
