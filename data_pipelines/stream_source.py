@@ -1,6 +1,7 @@
 """Sources that are read while training: `datasets` with streaming=True, local or of the hub."""
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,11 @@ class StreamSource:
             first += len(table)
 
     def _documents(self, table: pa.Table, shard: str, first: int) -> list[str | None]:
-        rows = enumerate(table.to_pylist(), first + 1)
-        return [self._document(row, f"{shard}, row {number}") for number, row in rows]
+        columns = [_values(column) for column in table.columns]
+        rows = (
+            dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)
+        )
+        return [self._document(row, f"{shard}, row {n}") for n, row in enumerate(rows, first + 1)]
 
     def _document(self, row: Record, where: str) -> str | None:
         columns = _columns(self.place)
@@ -100,6 +104,16 @@ class StreamSource:
         if self.kind == CSV and not row[columns[-1]]:
             raise ValueError(f"{where}: {columns[-1]} is empty, or the row is too short")
         return sample_text(row, self.place.format, where, chat_template=self.place.chat_template)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column's values; `datasets` keeps what has no one type as JSON."""
+    values: list[Any] = column.to_pylist()
+    if isinstance(column.type, pa.JsonType):
+        return [None if value is None else json.loads(value) for value in values]
+    if isinstance(column.type, pa.ListType) and isinstance(column.type.value_type, pa.JsonType):
+        return [value and [json.loads(item) for item in value] for value in values]
+    return values
 
 
 def open_stream(source: SourceConfig, name: str) -> StreamSource:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipelines.config import DataConfig, StreamingConfig
+from data_pipelines.config import DataConfig, HubSource, SourceConfig, StreamingConfig
 from data_pipelines.mixture import MixtureLoader
 from data_pipelines.prepare_sources import prepare_data
 from data_pipelines.stream import Lane, State, read_state, sequences
@@ -249,6 +249,21 @@ def test_messages_may_have_keys_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     (found,) = documents(tmp_path, format="chat")
     assert [turn["content"] for turn in json.loads(str(found))["messages"]] == ["q", "a"]
+
+
+def test_rows_of_the_hub_are_what_they_hold_whatever_datasets_takes_them_for(
+    tmp_path: Path,
+) -> None:
+    turns = [{"role": "user", "content": "q", "name": "z"}, {"role": "assistant", "content": "a"}]
+    for name, rows in {"chat": [{"messages": turns}], "text": [{"text": "a"}, {"text": 7}]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    chat = SourceConfig(hub=HubSource(name=f"{tmp_path}/chat", format="chat", streaming=True))
+    ((sample,),) = open_stream(chat, "hub").documents(0, 0, 8)
+    assert [turn["content"] for turn in json.loads(str(sample))["messages"]] == ["q", "a"]
+    text = SourceConfig(hub=HubSource(name=f"{tmp_path}/text", streaming=True))
+    with pytest.raises(ValueError, match="row 2: text must be a text, got 7"):
+        list(open_stream(text, "hub").documents(0, 0, 8))
 
 
 def test_samples_are_streamed_as_they_are_prepared(tmp_path: Path) -> None:
