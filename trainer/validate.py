@@ -90,7 +90,7 @@ def _share(loader: Loader, world: World, sequences: int) -> Iterator[Batch]:
     for first in range(0, count, world.size):
         if (index := first + world.rank) < count:
             batch = loader.sequential(index)
-            beyond = torch.arange(index * rows, (index + 1) * rows) >= sequences  # (B,)
+            beyond = torch.arange(len(batch.labels)) >= sequences - index * rows  # (B,)
             yield replace(batch, labels=batch.labels.masked_fill(beyond[:, None], IGNORED))
         else:
             spare = loader.sequential(first)
