@@ -113,7 +113,7 @@ def test_a_step_moves_what_was_predicted(world: int, parallel: ParallelConfig) -
         assert found == expected
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_moves_the_bytes_that_were_predicted(stage: int, precision: str) -> None:
     parallel = ParallelConfig(zero=ZeroConfig(stage=stage), precision=precision)

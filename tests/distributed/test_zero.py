@@ -57,7 +57,7 @@ def test_every_stage_trains_what_a_plain_loop_trains(stage: int, tied: bool, wor
         assert_same(of_rank, trained_plainly(tied, optim=STEADY), FLOAT32)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_recomputing_activations_trains_the_same(stage: int, world: int) -> None:
     found = run_ranks(_trained, zero(stage, recompute=True), world=world)
@@ -143,7 +143,7 @@ def _gathers(live: list[int], recompute: bool) -> Tensor:
     return torch.tensor([gathers, reductions])
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_stage_3_gathers_the_layers_that_are_visited_and_no_other(recompute: bool) -> None:
     found = {n: run_ranks(_gathers, list(range(n)), recompute)[0].tolist() for n in (0, 1, 2, 5)}
     assert [found[n][0] - found[0][0] for n in (1, 2, 5)] == [2, 4, 10]
@@ -164,7 +164,7 @@ def test_deepspeed_alone_would_reuse_the_last_gradient_of_a_skipped_layer(
         assert_same(found, trained_plainly(optim=STEADY), 1000 * FLOAT32)
 
 
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("offload", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_all_stages_train_the_same_bits_in_bfloat16_and_fsdp_all_but(offload: bool) -> None:
     half = "bfloat16"
     configs = [zero(stage, offload=offload, precision=half) for stage in STAGES]
