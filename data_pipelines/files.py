@@ -1,7 +1,6 @@
 """Read local files: every format becomes a stream of documents, every fault names file and line."""
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from data_pipelines.config import FilesSource
+from data_pipelines.json_row import json_row
 
 DEFAULT_COLUMN = "text"
 
@@ -94,14 +94,8 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             where = f"{path}:{number}"
             if not line.strip():
                 continue
-            try:
-                row = json.loads(_decode(line, where))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(
-                    f"{where} is not JSON ({error}): write one object a line, or {_LEAVE_OUT}"
-                ) from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is not a JSON object but a {type(row).__name__}")
+            remedy = f"write one object a line, or {_LEAVE_OUT}"
+            row = json_row(_decode(line, where), where, remedy)
             _check_column(column, list(row), where)
             yield _checked(row[column], column, where)
 

@@ -4,18 +4,21 @@ import json
 from typing import Any
 
 
-def json_row(line: str, where: str) -> dict[str, Any] | None:
-    """Return the object that a line holds; None if the line is blank.
+def json_row(line: str, where: str, remedy: str = "write one object a line") -> dict[str, Any]:
+    """Return the object that a line holds.
+
+    Args:
+        line: of the file.
+        where: words for its place.
+        remedy: what to do where it is no JSON.
 
     Raises:
         ValueError: naming the place, if it is no object.
     """
-    if not line.strip():
-        return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
+        raise ValueError(f"{where} is not JSON ({error}): {remedy}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where} is not a JSON object but a {type(row).__name__}")
     return row

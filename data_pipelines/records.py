@@ -87,9 +87,8 @@ def check_columns(row: Record, columns: Sequence[str], where: str) -> None:
 def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         where = f"{path}, line {number}"
-        row = json_row(line, where)
-        if row is not None:
-            yield where, row
+        if line.strip():
+            yield where, json_row(line, where)
 
 
 def read_text(path: Path) -> str:

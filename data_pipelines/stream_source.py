@@ -93,11 +93,10 @@ class StreamSource:
     def _document(self, row: Record, where: str) -> str | None:
         columns = _columns(self.place)
         if self.kind == JSON:
-            held = json_row(row["text"], where)
-            if held is None:
+            if not row["text"].strip():
                 return None
-            check_columns(held, columns, where)
-            row = held
+            row = json_row(row["text"], where)
+            check_columns(row, columns, where)
         if self.place.format == "text":
             value = row[columns[0]]
             return None if value is None else checked_text(value, columns[0], where)
@@ -129,8 +128,8 @@ def open_stream(source: SourceConfig, name: str) -> StreamSource:
         dataset = datasets.load_dataset(builder, streaming=True, **settings)
         present = dataset.column_names or list(next(iter(dataset), {}))
         if kind == JSON:
-            lines = (json_row(row["text"], f"row {n}") for n, row in enumerate(dataset, 1))
-            present = list(next((row for row in lines if row is not None), {}))
+            lines = ((n, row["text"]) for n, row in enumerate(dataset, 1) if row["text"].strip())
+            present = list(next((json_row(text, f"row {n}") for n, text in lines), {}))
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be streamed: {reason}") from None
@@ -158,22 +157,27 @@ def _how(place: FilesSource | HubSource) -> tuple[str, str, dict[str, Any]]:
         told = {"name": place.config, "split": place.split, "revision": place.revision}
         return "hub", place.name, told
     files = list_files(place)
-    known = dict(_BUILDERS)
-    if place.format == "text":
-        del known[".tsv"]  # plain text with tabs in it, as where it is prepared
-    kinds = {known.get(path.suffix.lower(), _ONE_TEXT)[0] for path in files}
+    known = [_builder(path, place) for path in files]
+    kinds = {kind for kind, _, _ in known}
     if len(kinds) > 1:
         raise ValueError(
             f"data.source.files.path {place.path} has files of several kinds "
             f"({', '.join(sorted(kinds))}), which cannot be streamed as one source: choose with "
             "data.source.files.pattern"
         )
-    kind, builder, settings = known.get(files[0].suffix.lower(), _ONE_TEXT)
+    kind, builder, settings = known[0]
     if kind == CSV:  # "NA" is a word, 007 is not 7, and a comma at the end shifts nothing
         as_text = {"keep_default_na": False, "converters": dict.fromkeys(_columns(place), str)}
         settings = {**settings, **as_text, "index_col": False}
     paths = [_literally(path) for path in files]
     return kind, builder, {"data_files": paths, "split": "train", **settings}
+
+
+def _builder(path: Path, place: FilesSource) -> tuple[str, str, dict[str, Any]]:
+    suffix = path.suffix.lower()
+    if suffix == ".tsv" and place.format == "text":
+        return _ONE_TEXT  # plain text with tabs in it, as where it is prepared
+    return _BUILDERS.get(suffix, _ONE_TEXT)
 
 
 def _literally(path: Path) -> str:

@@ -111,11 +111,11 @@ class EvaluateConfig:
                 f"evaluate.tasks {self.tasks} needs lm-eval: install it, pip install -e '.[eval]', "
                 "or remove tasks"
             )
-        name, colon, file = (self.prompts or "").partition(":")
-        if Path(self.prompts or "").is_file():  # whose name may have a colon in it
-            name, colon = self.prompts or "", ""
-        path = Path(file if colon else name)
-        if (colon or path.suffix or len(path.parts) > 1) and not path.is_file():
-            raise ValueError(f"evaluate.prompts {self.prompts}: there is no such file")
+        # A file's own name may have a colon in it.
+        if self.prompts is not None and not Path(self.prompts).is_file():
+            name, colon, file = self.prompts.partition(":")
+            path = Path(file if colon else name)
+            if (colon or path.suffix or len(path.parts) > 1) and not path.is_file():
+                raise ValueError(f"evaluate.prompts {self.prompts}: there is no such file")
         if self.task_folder is not None and not Path(self.task_folder).is_dir():
             raise ValueError(f"evaluate.task_folder {self.task_folder}: there is no such folder")
